@@ -1,0 +1,25 @@
+"""Co2S for the Hugging Face ecosystem: semi-supervised segmentation of remote-sensing images with two students."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+
+from .configuration_co2s import Co2SConfig
+from .image_processing_co2s import Co2SImageProcessor
+from .modeling_co2s import Co2SForSemanticSegmentation, Co2SPreTrainedModel, Co2SSemanticSegmenterOutput
+
+
+__version__ = "0.1.0"
+
+AutoConfig.register(Co2SConfig.model_type, Co2SConfig, exist_ok=True)
+AutoModelForSemanticSegmentation.register(Co2SConfig, Co2SForSemanticSegmentation, exist_ok=True)
+AutoImageProcessor.register(Co2SConfig, image_processor_classes={"pil": Co2SImageProcessor}, exist_ok=True)
+# `pipeline("image-segmentation")` looks class names up here and logs an error for those it does not find.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[Co2SConfig.model_type] = Co2SForSemanticSegmentation.__name__
+
+__all__ = [
+    "Co2SConfig",
+    "Co2SForSemanticSegmentation",
+    "Co2SImageProcessor",
+    "Co2SPreTrainedModel",
+    "Co2SSemanticSegmenterOutput",
+]

@@ -1,0 +1,284 @@
+"""Image processor of Co2S: images in, label maps out. Needs Pillow and NumPy, not torchvision."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageInput, PILImageResampling
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType, logging
+
+
+if TYPE_CHECKING:
+    from .configuration_co2s import Co2SConfig
+    from .modeling_co2s import Co2SSemanticSegmenterOutput
+
+logger = logging.get_logger(__name__)
+
+IGNORE_INDEX = 255
+
+
+class Co2SImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
+        Whether to lower all labels of segmentation maps by 1 and turn 0 into 255: for data sets where 0 means "not
+        labelled" and the classes start at 1.
+    """
+
+    do_reduce_labels: bool
+
+
+class Co2SImageProcessor(PilBackend):
+    r"""
+    Prepares images and segmentation maps for [`Co2SForSemanticSegmentation`] and turns its outputs into label maps.
+
+    Images are 8-bit RGB (or grey, which is repeated): PIL images, NumPy arrays or tensors, channels first or last, one
+    or a list. They are rescaled to 0..1 and normalised with ImageNet's statistics, which the model turns into those of
+    its two towers. Nothing is resized unless asked: the model takes any size.
+
+    Args:
+        do_resize (`bool`, *optional*, defaults to `False`):
+            Whether to resize to `size` (images bilinearly, maps to the nearest label).
+        size (`dict`, *optional*):
+            `{"height": ..., "width": ...}` or `{"shortest_edge": ...}`, in pixels.
+        do_rescale (`bool`, *optional*, defaults to `True`):
+            Whether to multiply by `rescale_factor` (1/255).
+        do_normalize (`bool`, *optional*, defaults to `True`):
+            Whether to subtract `image_mean` and divide by `image_std`.
+        do_reduce_labels (`bool`, *optional*, defaults to `False`):
+            See [`Co2SImageProcessorKwargs`].
+    """
+
+    valid_kwargs = Co2SImageProcessorKwargs
+    model_input_names = ["pixel_values"]
+
+    do_resize = False
+    size = None
+    resample = PILImageResampling.BILINEAR
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    do_reduce_labels = False
+
+    def __init__(self, **kwargs: Unpack[Co2SImageProcessorKwargs]):
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_model_config(cls, config: "Co2SConfig", **kwargs) -> "Co2SImageProcessor":
+        """An image processor that normalises as the model of this configuration expects."""
+        return cls(image_mean=list(config.image_mean), image_std=list(config.image_std), **kwargs)
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        **kwargs: Unpack[Co2SImageProcessorKwargs],
+    ) -> BatchFeature:
+        """Prepare images and, for training and evaluation, their segmentation maps.
+
+        Args:
+            images: One image or a list. 8-bit values 0..255, or floating point in that range (0..1 with
+                `do_rescale=False`).
+            segmentation_maps: One map or a list: class indices as PIL image, array or tensor (height, width), 255
+                for pixels to ignore.
+            kwargs: Override the processor's settings for this call; `return_tensors="pt"` gives tensors.
+
+        Returns:
+            `pixel_values` (batch, channels, height, width), float32, and with maps `labels` (batch, height, width),
+            int64.
+
+        Raises:
+            ValueError: An input is empty, not finite, not 8-bit RGB, or a map does not fit its image.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None,
+        do_rescale: bool,
+        image_mean: list[float],
+        input_data_format: str | None,
+        return_tensors: str | TensorType | None,
+        **kwargs,
+    ) -> BatchFeature:
+        images = self._prepare_images_structure(images)
+        arrays = [_image_to_array(image, len(image_mean), input_data_format, n) for n, image in enumerate(images)]
+        if do_rescale:
+            for n, array in enumerate(arrays):
+                _check_range(array, n)
+        data = {
+            "pixel_values": [
+                self._prepare_one(array, do_rescale=do_rescale, image_mean=image_mean, **kwargs) for array in arrays
+            ]
+        }
+        if segmentation_maps is not None:
+            maps = self._prepare_images_structure(segmentation_maps, expected_ndims=2)
+            if len(maps) != len(arrays):
+                raise ValueError(f"{len(arrays)} images came with {len(maps)} segmentation maps; give one for each.")
+            data["labels"] = [
+                self._prepare_map(_map_to_array(map_, n), arrays[n].shape[-2:], n, **kwargs)
+                for n, map_ in enumerate(maps)
+            ]
+        sizes = sorted({array.shape[-2:] for array in data["pixel_values"]})
+        if return_tensors is not None and len(sizes) > 1:
+            raise ValueError(
+                f"Images of different sizes (height, width) {sizes} do not make one tensor. Pass `do_resize=True` "
+                "with `size={'height': ..., 'width': ...}`, process them one at a time, or leave out `return_tensors`."
+            )
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _prepare_one(
+        self,
+        image,
+        do_resize,
+        size,
+        resample,
+        do_rescale,
+        rescale_factor,
+        do_normalize,
+        image_mean,
+        image_std,
+        **kwargs,
+    ) -> np.ndarray:
+        if do_resize:
+            image = self.resize(image, size, resample)
+        if do_rescale:
+            image = self.rescale(image, rescale_factor)
+        if do_normalize:
+            image = self.normalize(image, image_mean, image_std)
+        return image.astype(np.float32)
+
+    def _prepare_map(self, labels, image_size, index, do_reduce_labels, do_resize, size, **kwargs) -> np.ndarray:
+        if labels.shape != image_size:
+            raise ValueError(
+                f"Segmentation map {index} is {labels.shape[0]}x{labels.shape[1]} (height x width), but its image is "
+                f"{image_size[0]}x{image_size[1]}. Each pixel of the image needs one label."
+            )
+        if do_reduce_labels:
+            labels = np.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1)
+        if do_resize:
+            labels = self.resize(labels[None].astype(np.uint8), size, PILImageResampling.NEAREST)[0]
+        return labels.astype(np.int64)
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: "Co2SSemanticSegmenterOutput",
+        target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+        """Turn fused logits into label maps.
+
+        Args:
+            outputs: What the model returned.
+            target_sizes: (height, width) per image. Probabilities are resized to it bilinearly; the input's size when
+                left out.
+            return_segmentation_scores: Also return the fused class probabilities.
+
+        Returns:
+            Per image a label map (height, width), int64; with scores, an object with `segmentation` (that map) and
+            `segmentation_scores` (classes, height, width), in 0..1, summing to 1 over the classes.
+
+        Raises:
+            ValueError: The number of target sizes is not the batch size.
+        """
+        probabilities = outputs.logits.float().softmax(dim=1)
+        if target_sizes is None:
+            target_sizes = [probabilities.shape[-2:]] * len(probabilities)
+        if len(target_sizes) != len(probabilities):
+            raise ValueError(
+                f"{len(target_sizes)} target sizes were given for a batch of {len(probabilities)} images."
+            )
+        results = []
+        for scores, size in zip(probabilities, target_sizes):
+            size = tuple(int(side) for side in size)
+            if size != scores.shape[-2:]:
+                scores = F.interpolate(scores.unsqueeze(0), size=size, mode="bilinear", align_corners=False)[0]
+            results.append(
+                SemanticSegmentationPostProcessorOutput(
+                    data={"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
+                )
+            )
+        return results if return_segmentation_scores else [result.segmentation for result in results]
+
+
+def _image_to_array(image: ImageInput, num_channels: int, input_data_format: str | None, index: int) -> np.ndarray:
+    """An image of any accepted kind as an array (channels, height, width), or an error that says what it is."""
+    if isinstance(image, Image.Image):
+        if image.mode in ("1", "L", "P") and num_channels == 3:
+            image = image.convert("RGB")
+        if image.mode != "RGB":
+            raise ValueError(
+                f"Image {index} has the PIL mode '{image.mode}'; expected 8-bit RGB. If its further bands are "
+                "transparency, use `image.convert('RGB')`; otherwise pick three bands and scale them to 0..255 as "
+                "uint8."
+            )
+        array, input_data_format = np.asarray(image), "channels_last"
+    else:
+        array = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ValueError(f"Image {index} has the shape {array.shape}; expected (height, width, channels), none empty.")
+    if array.ndim == 2:
+        array = np.repeat(array[None], num_channels, axis=0)
+    elif input_data_format is None:
+        # Both axes may have as many entries as there are channels, in an image 3 pixels high: channels first then,
+        # as a tensor has them.
+        input_data_format = "channels_first" if array.shape[0] in (1, num_channels) else "channels_last"
+    if input_data_format == "channels_last":
+        array = np.moveaxis(array, -1, 0) if array.ndim == 3 else array
+    if array.shape[0] == 1:
+        array = np.repeat(array, num_channels, axis=0)
+    if array.shape[0] != num_channels:
+        raise ValueError(
+            f"Image {index} has the shape {array.shape} (channels first), so {array.shape[0]} bands; expected "
+            f"{num_channels}. Pick the bands that stand for red, green and blue."
+        )
+    return array
+
+
+def _check_range(array: np.ndarray, index: int):
+    """Refuse what is not 8-bit content: it would be normalised into nonsense."""
+    remedy = "Scale it to 0..255 (say, between its 2nd and 98th percentile) and pass uint8"
+    if array.dtype == np.uint16:
+        raise ValueError(
+            f"Image {index} is 16-bit (uint16, values {array.min()} to {array.max()}); expected 8-bit. {remedy}."
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(
+            f"Image {index} holds {np.count_nonzero(~np.isfinite(array))} NaN or infinite values. Fill them (nodata, "
+            "for instance, with 0) first."
+        )
+    low, high = array.min(), array.max()
+    if low < 0 or high > 255:
+        raise ValueError(
+            f"Image {index} ({array.dtype}) has values from {low} to {high}; expected 0 to 255. {remedy}."
+        )
+    if np.issubdtype(array.dtype, np.floating) and 0 < high <= 1:
+        logger.warning_once(
+            f"Image {index} is floating point with a maximum of {high}: it looks rescaled already. If so, pass "
+            "`do_rescale=False`."
+        )
+
+
+def _map_to_array(segmentation_map: ImageInput, index: int) -> np.ndarray:
+    """A segmentation map as an integer array (height, width), or an error that says what it is."""
+    if isinstance(segmentation_map, torch.Tensor):
+        segmentation_map = segmentation_map.detach().cpu().numpy()
+    array = np.asarray(segmentation_map)
+    array = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer) or array.size == 0:
+        raise ValueError(
+            f"Segmentation map {index} has the shape {array.shape} and the type {array.dtype}; expected class indices "
+            "(height, width), integers. Turn colours into class indices first."
+        )
+    return array.astype(np.int64)
+
+
+__all__ = ["Co2SImageProcessor"]

@@ -1,0 +1,142 @@
+"""Weak and strong views of images, and CutMix (the augmentation of UniMatch, arXiv 2208.09910, as Co2S uses it).
+
+Every random number is drawn per sample from a generator of its own (`sample_generator`), in the loader's worker and
+independent of how many workers there are. Geometry is applied there, once, to image and mask together; the strong
+views' appearance is drawn there as numbers and applied to whole batches on the device. So weak view, strong views,
+mask and padding share one geometry by construction.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from kornia.color import rgb_to_grayscale
+from kornia.enhance import (
+    adjust_brightness_accumulative,
+    adjust_contrast_with_mean_subtraction,
+    adjust_hue,
+    adjust_saturation_with_gray_subtraction,
+)
+from kornia.filters import gaussian_blur2d
+from PIL import Image
+
+
+SCALE_RANGE = (0.5, 2.0)
+JITTER_PROBABILITY, JITTER_STRENGTH, HUE_STRENGTH = 0.8, 0.5, 0.25
+GRAY_PROBABILITY = 0.2
+BLUR_PROBABILITY, BLUR_SIGMA_PX = 0.5, (0.1, 2.0)
+NO_BLUR_SIGMA_PX = 0.01  # its kernel is exactly one pixel
+CUTMIX_PROBABILITY, CUTMIX_AREA, CUTMIX_ASPECT = 0.5, (0.02, 0.4), (0.3, 1 / 0.3)
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The random numbers of one sample in one epoch: the same on any machine, in any order."""
+    return np.random.default_rng([seed, epoch, index])
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A random scale, crop and flip: `box` of the source image fills `filled` pixels of a square of `crop_size`."""
+
+    box: tuple[float, float, float, float]  # left, upper, right, lower, in source pixels
+    filled: tuple[int, int]  # width, height
+    crop_size: int
+    flip: bool
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, image_size: tuple[int, int], crop_size: int) -> "Geometry":
+        """Draw for an image of (width, height): scale 0.5 to 2, a crop anywhere, a horizontal flip half the time."""
+        scale = rng.uniform(*SCALE_RANGE)
+        box, filled = [], []
+        for side in image_size:
+            scaled = max(1, round(side * scale))
+            length = min(crop_size, scaled)
+            start = int(rng.integers(scaled - length + 1))
+            box.append((start * side / scaled, (start + length) * side / scaled))
+            filled.append(length)
+        (left, right), (upper, lower) = box
+        return cls((left, upper, right, lower), tuple(filled), crop_size, flip=bool(rng.random() < 0.5))
+
+    def apply(self, image: Image.Image, fill: int, resample: Image.Resampling) -> np.ndarray:
+        """Crop and scale in one resampling; what the image does not fill, below and to the right, becomes `fill`.
+
+        Returns:
+            Array (crop size, crop size) or (crop size, crop size, channels) of the image's type.
+        """
+        content = np.asarray(image.resize(self.filled, resample, box=self.box))
+        crop = np.full((self.crop_size, self.crop_size, *content.shape[2:]), fill, dtype=content.dtype)
+        crop[: self.filled[1], : self.filled[0]] = content
+        return np.ascontiguousarray(crop[:, ::-1] if self.flip else crop)
+
+    def padding(self) -> np.ndarray:
+        """Boolean (crop size, crop size), true where there is no image."""
+        empty = np.ones((self.crop_size, self.crop_size), dtype=bool)
+        empty[: self.filled[1], : self.filled[0]] = False
+        return np.ascontiguousarray(empty[:, ::-1] if self.flip else empty)
+
+
+def draw_appearance(rng: np.random.Generator) -> np.ndarray:
+    """Numbers of one strong view: brightness, contrast, saturation factors, hue (radians), grey (0 or 1), blur sigma.
+
+    Returns:
+        Array (6,), float32, for one row of [`strong_view`].
+    """
+    factors, hue = np.ones(3), 0.0
+    if rng.random() < JITTER_PROBABILITY:
+        factors = rng.uniform(1 - JITTER_STRENGTH, 1 + JITTER_STRENGTH, size=3)
+        hue = rng.uniform(-HUE_STRENGTH, HUE_STRENGTH) * 2 * np.pi
+    gray = float(rng.random() < GRAY_PROBABILITY)
+    sigma = rng.uniform(*BLUR_SIGMA_PX) if rng.random() < BLUR_PROBABILITY else NO_BLUR_SIGMA_PX
+    return np.array([*factors, hue, gray, sigma], dtype=np.float32)
+
+
+def draw_cutmix_box(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Boolean (size, size), true in a box of 2 to 40 % of the area and aspect 0.3 to 3.33; half the time nowhere."""
+    mask = np.zeros((size, size), dtype=bool)
+    if rng.random() < CUTMIX_PROBABILITY:
+        while True:  # until the box fits; more than half of all draws do
+            area = rng.uniform(*CUTMIX_AREA) * size * size
+            aspect = rng.uniform(*CUTMIX_ASPECT)
+            width, height = int(np.sqrt(area / aspect)), int(np.sqrt(area * aspect))
+            if 1 <= width <= size and 1 <= height <= size:
+                break
+        left, upper = rng.integers(size - width + 1), rng.integers(size - height + 1)
+        mask[upper : upper + height, left : left + width] = True
+    return mask
+
+
+def strong_view(images: torch.Tensor, appearance: torch.Tensor) -> torch.Tensor:
+    """Change the colours and sharpness of a batch; every pixel stays where it is.
+
+    Args:
+        images: (batch, 3, height, width), float, 0..1.
+        appearance: (batch, 6), rows of [`draw_appearance`].
+
+    Returns:
+        Tensor like `images`.
+    """
+    brightness, contrast, saturation, hue, gray, sigma = appearance.to(images.device).unbind(dim=1)
+    images = adjust_brightness_accumulative(images, brightness)
+    images = adjust_contrast_with_mean_subtraction(images, contrast)
+    images = adjust_saturation_with_gray_subtraction(images, saturation)
+    images = adjust_hue(images, hue)
+    images = torch.where(gray.bool().view(-1, 1, 1, 1), rgb_to_grayscale(images), images)
+    kernel_size = 4 * int(BLUR_SIGMA_PX[1]) + 1  # two standard deviations to each side
+    return gaussian_blur2d(images, kernel_size, torch.stack([sigma, sigma], dim=1), border_type="replicate")
+
+
+def normalize(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
+    """(image - mean) / std per channel, for a batch of images in 0..1."""
+    mean, std = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (mean, std))
+    return (images - mean) / std
+
+
+def cutmix(own: torch.Tensor, other: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Paste `other` into `own` inside the boxes.
+
+    Args:
+        own: (batch, height, width) or (batch, channels, height, width).
+        other: The same shape: the partner images, or their labels, confidences or padding.
+        boxes: Boolean (batch, height, width).
+    """
+    return torch.where(boxes if own.ndim == 3 else boxes.unsqueeze(1), other, own)
