@@ -1,6 +1,6 @@
 """From a folder of images to labelled, unlabelled and validation samples, and to the batches that training takes.
 
-A folder holds `images/` and `labels/` and either the lists `splits/labeled.txt`, `splits/unlabeled.txt` and
+A folder holds `images/` and `labels/` and the lists `splits/labeled.txt`, `splits/unlabeled.txt` and
 `splits/val.txt` in the authors' format (`images/NAME labels/NAME` a line). An optional `classes.json`,
 `[{"name": "water", "color": [0, 0, 255]}, ...]` in label order, names the classes.
 """
@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from .objective import Views
-from .views import Geometry, draw_appearance, draw_cutmix_box, normalize, sample_generator, strong_view
+from .views import Geometry, draw_appearance, draw_cutmix_box, sample_generator
 
 
 SPLIT_FILES = {"labeled": "labeled.txt", "unlabeled": "unlabeled.txt", "validation": "val.txt"}
@@ -42,8 +41,8 @@ class Sample:
         image = _open(self.image)
         if image.mode not in ("RGB", "L", "P", "1"):
             raise ValueError(
-                f"{self.image} has the PIL mode '{image.mode}'; expected 8-bit RGB. Save its red, green and blue bands, "
-                "scaled to 0..255, as RGB."
+                f"{self.image} has the PIL mode '{image.mode}'; expected 8-bit RGB. Save its red, green and blue "
+                "bands, scaled to 0..255, as RGB."
             )
         return image.convert("RGB")
 
@@ -121,7 +120,7 @@ def _read_split(root: Path, name: str, file: str) -> tuple[Sample, ...]:
     path = root / "splits" / file
     if not path.exists():
         raise FileNotFoundError(
-            f"'{path}' is missing: the list of {name} images, one 'images/NAME labels/NAME' a line, relative to {root}."
+            f"'{path}' is missing: the list of {name} images, one 'images/NAME labels/NAME' a line, below {root}."
         )
     samples = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
@@ -164,7 +163,7 @@ def _check_labels(samples: list[Sample], class_names: list[str] | None, ignore_i
                     f"{sample.label} is {label.width}x{label.height} px, but {sample.image} is "
                     f"{image.width}x{image.height} px. Each pixel of an image needs one label."
                 )
-        values = np.unique(np.asarray(label))
+        values = np.unique(np.asarray(label)).astype(int)
         values = values[values != ignore_index]
         if class_names is not None and values.size and values.max() >= len(class_names):
             raise ValueError(
@@ -264,28 +263,3 @@ class PairedViews(Dataset):
 def _to_tensor(geometry: Geometry, image: Image.Image) -> torch.Tensor:
     """The weak view, (channels, crop, crop), uint8: a quarter of the bytes on their way to the device."""
     return torch.from_numpy(geometry.apply(image, 0, Image.Resampling.BILINEAR)).permute(2, 0, 1)
-
-
-def make_views(batch: dict[str, torch.Tensor], mean: list[float], std: list[float]) -> Views:
-    """Turn a batch of [`PairedViews`], already on the device, into the views the objective takes.
-
-    Args:
-        batch: Collated items.
-        mean: What images are normalised with (`config.image_mean`).
-        std: The same (`config.image_std`).
-    """
-
-    def views_of(prefix: str) -> dict[str, torch.Tensor]:
-        weak = batch[f"{prefix}weak"].float() / 255
-        images = {"weak": weak} | {f"strong_{n}": strong_view(weak, batch[f"{prefix}appearance_{n}"]) for n in (1, 2)}
-        normalized = {f"{prefix}{name}": normalize(image, mean, std) for name, image in images.items()}
-        return normalized | {f"{prefix}padding": batch[f"{prefix}padding"]}
-
-    return Views(
-        labeled=normalize(batch["labeled"].float() / 255, mean, std),
-        labels=batch["labels"],
-        cutmix_boxes_1=batch["cutmix_boxes_1"],
-        cutmix_boxes_2=batch["cutmix_boxes_2"],
-        **views_of(""),
-        **(views_of("partner_") if "partner_weak" in batch else {}),
-    )

@@ -12,33 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from .modeling_co2s import STUDENTS, Co2SForSemanticSegmentation, semantic_cross_entropy
-from .views import cutmix
+from .views import Views, cutmix
 
 
 STABILITY_PEAK, STABILITY_RAMP = 0.5, 0.2
 STABILITY_MODES = ("paper", "reference", "off")
-
-
-@dataclass
-class Views:
-    """One batch on the device. Images are normalised floats (batch, channels, height, width).
-
-    `strong_1` and `strong_2` are not mixed yet. Without explicit partners every image is mixed with the next one of
-    the batch; explicit ones are predicted in the same pass.
-    """
-
-    labeled: torch.Tensor
-    labels: torch.Tensor  # (labelled batch, height, width), class indices or the ignore index
-    weak: torch.Tensor
-    strong_1: torch.Tensor
-    strong_2: torch.Tensor
-    padding: torch.Tensor  # (unlabelled batch, height, width), true where there is no image
-    cutmix_boxes_1: torch.Tensor  # (unlabelled batch, height, width), true where the partner is pasted
-    cutmix_boxes_2: torch.Tensor
-    partner_weak: torch.Tensor | None = None
-    partner_strong_1: torch.Tensor | None = None
-    partner_strong_2: torch.Tensor | None = None
-    partner_padding: torch.Tensor | None = None
 
 
 @dataclass

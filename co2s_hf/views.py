@@ -140,3 +140,50 @@ def cutmix(own: torch.Tensor, other: torch.Tensor, boxes: torch.Tensor) -> torch
         boxes: Boolean (batch, height, width).
     """
     return torch.where(boxes if own.ndim == 3 else boxes.unsqueeze(1), other, own)
+
+
+@dataclass
+class Views:
+    """One batch on the device. Images are normalised floats (batch, channels, height, width).
+
+    `strong_1` and `strong_2` are not mixed yet. Without explicit partners every image is mixed with the next one of
+    the batch; explicit ones are predicted in the same pass.
+    """
+
+    labeled: torch.Tensor
+    labels: torch.Tensor  # (labelled batch, height, width), class indices or the ignore index
+    weak: torch.Tensor
+    strong_1: torch.Tensor
+    strong_2: torch.Tensor
+    padding: torch.Tensor  # (unlabelled batch, height, width), true where there is no image
+    cutmix_boxes_1: torch.Tensor  # (unlabelled batch, height, width), true where the partner is pasted
+    cutmix_boxes_2: torch.Tensor
+    partner_weak: torch.Tensor | None = None
+    partner_strong_1: torch.Tensor | None = None
+    partner_strong_2: torch.Tensor | None = None
+    partner_padding: torch.Tensor | None = None
+
+
+def make_views(batch: dict[str, torch.Tensor], mean: list[float], std: list[float]) -> Views:
+    """Turn a batch of [`co2s_hf.data.PairedViews`], already on the device, into what the objective takes.
+
+    Args:
+        batch: Collated items.
+        mean: What images are normalised with (`config.image_mean`).
+        std: The same (`config.image_std`).
+    """
+
+    def views_of(prefix: str) -> dict[str, torch.Tensor]:
+        weak = batch[f"{prefix}weak"].float() / 255
+        images = {"weak": weak} | {f"strong_{n}": strong_view(weak, batch[f"{prefix}appearance_{n}"]) for n in (1, 2)}
+        normalized = {f"{prefix}{name}": normalize(image, mean, std) for name, image in images.items()}
+        return normalized | {f"{prefix}padding": batch[f"{prefix}padding"]}
+
+    return Views(
+        labeled=normalize(batch["labeled"].float() / 255, mean, std),
+        labels=batch["labels"],
+        cutmix_boxes_1=batch["cutmix_boxes_1"],
+        cutmix_boxes_2=batch["cutmix_boxes_2"],
+        **views_of(""),
+        **(views_of("partner_") if "partner_weak" in batch else {}),
+    )

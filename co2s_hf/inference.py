@@ -1,0 +1,93 @@
+"""Prediction for images of any size by overlapping windows."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from .modeling_co2s import STUDENTS, Co2SForSemanticSegmentation, fuse_logits
+
+
+WINDOW_OVERLAP = 6  # neighbouring windows share one sixth of their side, as in the paper's evaluation
+
+
+def window_starts(length: int, crop_size: int) -> list[int]:
+    """Where windows begin along one side: stride int(crop * 5 / 6), the last one moved inside the image."""
+    stride = max(1, crop_size * (WINDOW_OVERLAP - 1) // WINDOW_OVERLAP)
+    starts = list(range(0, max(length - crop_size, 0) + 1, stride))
+    if starts[-1] + crop_size < length:
+        starts.append(length - crop_size)
+    return starts
+
+
+def _windows(height: int, width: int, crop_size: int) -> Iterator[tuple[slice, slice]]:
+    for top in window_starts(height, crop_size):
+        for left in window_starts(width, crop_size):
+            yield slice(top, top + crop_size), slice(left, left + crop_size)
+
+
+@torch.no_grad()
+def sliding_window_logits(
+    model: Co2SForSemanticSegmentation,
+    pixel_values: torch.Tensor,
+    crop_size: int,
+    students: tuple[str, ...] = STUDENTS,
+    windows_per_batch: int = 8,
+) -> dict[str, torch.Tensor]:
+    """Each student's logits, averaged where windows overlap.
+
+    Args:
+        model: In evaluation mode.
+        pixel_values: (1, channels, height, width), as the image processor makes it, of any size.
+        crop_size: Side of a window in pixels; an image smaller than that is one window.
+        students: Names of the students to compute.
+        windows_per_batch: Windows that pass through the model together.
+
+    Returns:
+        Per student (1, classes, height, width), float32, on the model's device.
+
+    Raises:
+        ValueError: The batch holds more than one image.
+    """
+    if pixel_values.shape[0] != 1:
+        raise ValueError(f"`pixel_values` holds {pixel_values.shape[0]} images; windows are cut from one at a time.")
+    height, width = pixel_values.shape[-2:]
+    pixel_values = pixel_values.to(model.device)
+    shape = (1, model.config.num_labels, height, width)
+    sums = {name: torch.zeros(shape, device=model.device) for name in students}
+    visits = torch.zeros(1, 1, height, width, device=model.device)
+    windows = list(_windows(height, width, crop_size))
+    for start in range(0, len(windows), windows_per_batch):
+        batch = windows[start : start + windows_per_batch]
+        crops = torch.cat([pixel_values[..., rows, columns] for rows, columns in batch])
+        logits = model.student_logits(crops, students=students)
+        for n, (rows, columns) in enumerate(batch):
+            visits[..., rows, columns] += 1
+            for name in students:
+                sums[name][..., rows, columns] += logits[name][n].float()
+    return {name: total / visits for name, total in sums.items()}
+
+
+def predict_label_maps(
+    model: Co2SForSemanticSegmentation, pixel_values: torch.Tensor, crop_size: int, size: tuple[int, int]
+) -> dict[str, torch.Tensor]:
+    """Label maps of both students and of their fusion, for evaluation.
+
+    Args:
+        model: In evaluation mode.
+        pixel_values: (1, channels, height, width).
+        crop_size: Side of a window in pixels.
+        size: (height, width) of the label; logits are resized to it as the paper does (bilinear, corners aligned).
+
+    Returns:
+        "clip", "dinov3" and "fused": (height, width), int64, on the model's device.
+    """
+    logits = sliding_window_logits(model, pixel_values, crop_size)
+    fusion = model.config.fusion if model.config.fusion not in STUDENTS else "confidence"
+    logits["fused"] = fuse_logits(logits["clip"], logits["dinov3"], fusion)
+    if size != tuple(pixel_values.shape[-2:]):
+        logits = {
+            name: F.interpolate(value, size=size, mode="bilinear", align_corners=True)
+            for name, value in logits.items()
+        }
+    return {name: value.argmax(dim=1)[0] for name, value in logits.items()}

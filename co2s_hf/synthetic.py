@@ -1,0 +1,191 @@
+"""Overhead scenes drawn procedurally, with their masks: a data set for trying everything without a download.
+
+The classes are WHDLD's. Grey roofs, roads and pavement share their colours, crops and woods theirs with nothing but
+texture between them, so a handful of labelled scenes does not show it all.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from .catalog import BENCHMARKS
+from .data import SPLIT_FILES
+from .files import check_new_folder, written_beside
+
+
+CLASSES = BENCHMARKS["whdld"].classes
+BUILDING, ROAD, PAVEMENT, VEGETATION, BARE_SOIL, WATER = range(len(CLASSES))
+
+
+class _Scene:
+    """One scene in the making: an RGB picture and the class of every pixel, drawn over from the ground up."""
+
+    def __init__(self, rng: np.random.Generator, size: int):
+        self.rng, self.size = rng, size
+        self.image = np.zeros((size, size, 3), dtype=np.float32)
+        self.labels = np.full((size, size), VEGETATION, dtype=np.uint8)
+        self.grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), axis=-1)  # (size, size, xy)
+
+    def noise(self, cells: int) -> np.ndarray:
+        """Smooth random field (size, size) of about unit spread, with `cells` bumps to a side."""
+        coarse = Image.fromarray(self.rng.normal(size=(cells + 1, cells + 1)).astype(np.float32))
+        return np.asarray(coarse.resize((self.size, self.size), Image.Resampling.BICUBIC))
+
+    def paint(self, where: np.ndarray, label: int, color: tuple[float, float, float], roughness: float, cells: int):
+        """Give the pixels `where` a class, a colour and a texture."""
+        texture = roughness * self.noise(min(cells, self.size))[where, None]
+        self.image[where] = np.array(color) + texture + self.rng.normal(0, 4, size=(int(where.sum()), 1))
+        self.labels[where] = label
+
+    def polygon(self, points: np.ndarray) -> np.ndarray:
+        """Boolean (size, size), true inside the polygon of (n, xy) points."""
+        canvas = Image.new("1", (self.size, self.size))
+        ImageDraw.Draw(canvas).polygon([tuple(point) for point in points], fill=1)
+        return np.asarray(canvas)
+
+    def line(self, points: np.ndarray, width: int) -> np.ndarray:
+        """Boolean (size, size), true along the polyline of (n, xy) points."""
+        canvas = Image.new("1", (self.size, self.size))
+        ImageDraw.Draw(canvas).line([tuple(point) for point in points], fill=1, width=width, joint="curve")
+        return np.asarray(canvas)
+
+    def fields(self):
+        """Cover the ground with fields: crops in rows, meadows, bare soil."""
+        centers = self.rng.uniform(0, self.size, size=(self.rng.integers(3, 8), 2))
+        distances = np.linalg.norm(self.grid[:, :, None] - centers, axis=-1)
+        owner = distances.argmin(axis=-1)
+        for index in range(len(centers)):
+            where = owner == index
+            if self.rng.random() < 0.35:
+                self.paint(where, BARE_SOIL, self.rng.uniform((130, 95, 60), (200, 165, 125)), 8, 24)
+            else:
+                self.paint(where, VEGETATION, self.rng.uniform((70, 105, 45), (135, 160, 90)), 7, 24)
+            if self.rng.random() < 0.5:  # ploughed or sown in rows
+                direction = self.rng.uniform(0, np.pi)
+                across = self.grid @ np.array([np.cos(direction), np.sin(direction)])
+                self.image[where] += 10 * np.sin(across * self.rng.uniform(0.8, 1.6))[where, None]
+
+    def woods(self):
+        """Scatter dark, rough patches of trees."""
+        where = self.noise(5) > self.rng.uniform(0.6, 1.6)
+        self.paint(where, VEGETATION, self.rng.uniform((25, 55, 20), (55, 85, 45)), 16, 48)
+
+    def water(self):
+        """Add a lake, a river, or neither."""
+        kind = self.rng.random()
+        color = self.rng.uniform((25, 50, 60), (75, 110, 120))
+        if kind < 0.4:
+            where = self.noise(3) > self.rng.uniform(0.7, 1.3)
+            self.paint(where, WATER, color, 3, 8)
+        elif kind < 0.65:
+            self.paint(self.line(self.crossing(bends=4), self.rng.integers(10, 20)), WATER, color, 3, 8)
+
+    def crossing(self, bends: int) -> np.ndarray:
+        """A polyline (bends + 2, xy) from one side of the scene to the opposite one."""
+        along = np.linspace(-0.1, 1.1, bends + 2) * self.size
+        across = self.rng.uniform(0.15, 0.85) * self.size + np.cumsum(self.rng.normal(0, 0.08 * self.size, bends + 2))
+        points = np.stack([along, across], axis=-1)
+        return points if self.rng.random() < 0.5 else points[:, ::-1]
+
+    def roads(self) -> list[np.ndarray]:
+        """Add roads, some between pavements. Returns their polylines."""
+        lines = [self.crossing(bends=2) for _ in range(self.rng.integers(1, 4))]
+        widths = [int(self.rng.integers(5, 9)) for _ in lines]
+        for points, width in zip(lines, widths):
+            if self.rng.random() < 0.6:
+                gray = self.rng.uniform(150, 195)
+                self.paint(self.line(points, width + 6), PAVEMENT, (gray, gray, gray - 6), 5, 32)
+        for points, width in zip(lines, widths):
+            gray = self.rng.uniform(75, 125)
+            self.paint(self.line(points, width), ROAD, (gray, gray, gray + 4), 4, 32)
+        return lines
+
+    def buildings(self, roads: list[np.ndarray]):
+        """Add houses along the roads, with shadows and sometimes a paved yard."""
+        shadow_offset = self.rng.uniform(2, 5) * np.array([np.cos(a := self.rng.uniform(0, 2 * np.pi)), np.sin(a)])
+        taken = (self.labels == ROAD) | (self.labels == WATER)
+        for _ in range(self.rng.integers(6, 22)):
+            points = roads[self.rng.integers(len(roads))]
+            start = self.rng.integers(len(points) - 1)
+            direction = points[start + 1] - points[start]
+            direction = direction / np.linalg.norm(direction)
+            normal = np.array([-direction[1], direction[0]])
+            center = points[start] + self.rng.random() * (points[start + 1] - points[start])
+            center = center + normal * self.rng.choice([-1, 1]) * self.rng.uniform(14, 40)
+            half = self.rng.uniform(5, 14, size=2)
+            corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * half
+            outline = center + corners[:, :1] * direction + corners[:, 1:] * normal
+            roof = self.polygon(outline)
+            if not roof.any() or (roof & taken).any():
+                continue
+            if self.rng.random() < 0.4:
+                gray = self.rng.uniform(140, 190)
+                yard = self.polygon(center + (outline - center) * 1.6) & ~taken
+                self.paint(yard, PAVEMENT, (gray, gray, gray - 6), 5, 32)
+            self.image[self.polygon(outline + shadow_offset) & ~roof] *= 0.5
+            color = ((165, 85, 65), (185, 185, 190), (105, 105, 110), (140, 115, 90))[self.rng.integers(4)]
+            self.paint(roof, BUILDING, color + self.rng.normal(0, 10, size=3), 4, 16)
+            ridge = self.line(np.stack([center - half[0] * direction, center + half[0] * direction]), 1) & roof
+            self.image[ridge] += 25
+            taken |= self.polygon(center + (outline - center) * 1.2)
+
+
+def draw_scene(rng: np.random.Generator, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one scene.
+
+    Args:
+        rng: Where every choice comes from.
+        size: Side in pixels.
+
+    Returns:
+        Image (size, size, 3) and labels (size, size), both uint8; every pixel has a class.
+    """
+    scene = _Scene(rng, size)
+    scene.fields()
+    scene.woods()
+    scene.water()
+    scene.buildings(scene.roads())
+    light = scene.image * rng.uniform(0.8, 1.15) * rng.uniform(0.94, 1.06, size=3) + 4 * scene.noise(2)[:, :, None]
+    image = Image.fromarray(light.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.6))
+    return np.asarray(image), scene.labels
+
+
+def write_scenes(
+    folder: str | Path, num_labeled: int, num_unlabeled: int, num_validation: int, size: int = 128, seed: int = 0
+) -> Path:
+    """Draw a whole data folder, as [`co2s_hf.data.SegmentationFolder`] opens it.
+
+    Args:
+        folder: New folder; it appears only when complete.
+        num_labeled, num_unlabeled, num_validation: Scenes per list. Unlabelled ones have masks on disk, too: to
+            measure pseudo-labels, not to train on.
+        size: Side of a scene in pixels.
+        seed: The same seed draws the same folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: The folder exists and is not empty.
+    """
+    counts = {"labeled": num_labeled, "unlabeled": num_unlabeled, "validation": num_validation}
+    palette = [value for facts in CLASSES for value in facts.color]
+    with written_beside(check_new_folder(folder)) as target:
+        for name in ("images", "labels", "splits"):
+            (target / name).mkdir()
+        for stream, (split, count) in enumerate(counts.items()):
+            lines = []
+            for index in range(count):
+                image, labels = draw_scene(np.random.default_rng([seed, stream, index]), size)
+                name = f"{split}_{index:04d}.png"
+                Image.fromarray(image).save(target / "images" / name)
+                mask = Image.fromarray(labels)
+                mask.putpalette(palette)
+                mask.save(target / "labels" / name)
+                lines.append(f"images/{name} labels/{name}\n")
+            (target / "splits" / SPLIT_FILES[split]).write_text("".join(lines))
+        classes = [{"name": facts.name, "color": list(facts.color)} for facts in CLASSES]
+        (target / "classes.json").write_text(json.dumps(classes, indent=1) + "\n")
+    return Path(folder)

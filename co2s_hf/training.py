@@ -1,0 +1,175 @@
+"""Building blocks of a training run: optimiser groups, schedule, evaluation, saving. The loop is in train_semi.py."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from .configuration_co2s import Co2SConfig
+from .data import Sample
+from .files import written_beside
+from .image_processing_co2s import Co2SImageProcessor
+from .inference import predict_label_maps
+from .metrics import ConfusionMatrix
+from .modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
+
+
+PREDICTORS = (*STUDENTS, "fused")
+
+
+def tiny_config(**config_kwargs) -> Co2SConfig:
+    """A model small enough to learn from scratch in minutes on a CPU: towers 96 wide, 6 layers, patches of 8 px.
+
+    Args:
+        config_kwargs: Further fields of [`Co2SConfig`] (labels, palette).
+    """
+    tower = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 6, "num_attention_heads": 4}
+    return Co2SConfig(
+        clip_config={**tower, "patch_size": 8, "image_size": 128, "projection_dim": 64},
+        dinov3_config={**tower, "patch_size": 8, "num_register_tokens": 4, "layer_norm_eps": 1e-6},
+        clip_feature_layers=(0, 2, 5),
+        dinov3_feature_layers=(1, 3, 5),
+        decoder_channels=32,
+        decoder_guidance_channels=32,
+        decoder_skip_channels=(16, 8),
+        decoder_up_channels=(32, 16),
+        **config_kwargs,
+    )
+
+
+def make_optimizer(
+    model: Co2SForSemanticSegmentation,
+    learning_rate: float = 1e-4,
+    weight_decay: float = 0.01,
+    backbone_lr_scale: float = 0.01,
+    decoder_lr_scale: float = 10.0,
+) -> Optimizer:
+    """AdamW over the trainable parameters: towers slow, queries at the base rate, decoders fast.
+
+    Args:
+        model: After `freeze_backbones`.
+        learning_rate: Of the learnable queries.
+        weight_decay: Of every parameter.
+        backbone_lr_scale: Learning rate of both towers, relative.
+        decoder_lr_scale: Learning rate of both decoders, relative.
+    """
+    scales = {"encoder": backbone_lr_scale, "guidance": 1.0, "decoder": decoder_lr_scale}
+    groups = []
+    for part, scale in scales.items():
+        modules = [getattr(getattr(model, student), part) for student in STUDENTS]
+        parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        if parameters:
+            groups.append({"params": parameters, "lr": learning_rate * scale, "name": part})
+    return AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
+
+
+def polynomial_decay(optimizer: Optimizer, total_steps: int, power: float = 0.9) -> LambdaLR:
+    """Learning rates fall to 0 as (1 - step / total)^power, without warm-up."""
+    return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total_steps) ** power)
+
+
+def steps_per_epoch(num_labeled: int, num_unlabeled: int, global_batch_size: int) -> int:
+    """Steps in which every image of the longer list is seen at least once."""
+    return math.ceil(max(num_labeled, num_unlabeled) / global_batch_size)
+
+
+def evaluate(
+    model: Co2SForSemanticSegmentation,
+    image_processor: Co2SImageProcessor,
+    samples: Iterable[Sample],
+    crop_size: int,
+    accelerator: Accelerator,
+) -> dict[str, ConfusionMatrix]:
+    """Measure both students and their fusion with sliding windows, each sample once, shared among processes.
+
+    Args:
+        model: Unwrapped; put into evaluation mode for the time being.
+        image_processor: Normalises the images.
+        samples: With labels; a progress bar may be wrapped around them.
+        crop_size: Side of a window in pixels.
+        accelerator: Of the run.
+
+    Returns:
+        A confusion matrix over all processes' samples for "clip", "dinov3" and "fused".
+    """
+    was_training = model.training
+    model.eval()
+    ignore_index = model.config.semantic_loss_ignore_index
+    matrices = {name: ConfusionMatrix(model.config.num_labels, ignore_index) for name in PREDICTORS}
+    for n, sample in enumerate(samples):
+        if n % accelerator.num_processes != accelerator.process_index:
+            continue
+        inputs = image_processor(sample.load_image(), sample.load_label(), return_tensors="pt")
+        labels = inputs["labels"][0]
+        with accelerator.autocast():
+            maps = predict_label_maps(model, inputs["pixel_values"], crop_size, tuple(labels.shape))
+        for name, prediction in maps.items():
+            matrices[name].update(prediction.cpu(), labels)
+    for matrix in matrices.values():
+        matrix.counts = accelerator.reduce(matrix.counts.to(accelerator.device), reduction="sum").cpu()
+    model.train(was_training)
+    return matrices
+
+
+def results_table(matrices: dict[str, ConfusionMatrix], id2label: dict[int, str]) -> str:
+    """IoU in per cent of every class and their mean, a column for each predictor; '-' for a class that is absent."""
+    width = max(len("mean (paper's convention)"), *(len(label) for label in id2label.values()))
+    lines = [" " * width + "".join(f"{name:>9}" for name in matrices)]
+    ious = {name: matrix.iou() for name, matrix in matrices.items()}
+    for index, label in id2label.items():
+        cells = (f"{100 * iou[index]:9.1f}" if iou[index].isfinite() else f"{'-':>9}" for iou in ious.values())
+        lines.append(label.ljust(width) + "".join(cells))
+    means = {
+        "mean IoU": ConfusionMatrix.mean_iou,
+        "mean (paper's convention)": ConfusionMatrix.mean_iou_paper,
+        "pixel accuracy": ConfusionMatrix.accuracy,
+    }
+    for label, measure in means.items():
+        lines.append(label.ljust(width) + "".join(f"{100 * measure(matrix):9.1f}" for matrix in matrices.values()))
+    return "\n".join(lines)
+
+
+def results_dict(matrices: dict[str, ConfusionMatrix], id2label: dict[int, str]) -> dict:
+    """The same as numbers from 0 to 1, for JSON; null for an absent class."""
+    return {
+        name: {
+            "mean_iou": matrix.mean_iou(),
+            "mean_iou_paper": matrix.mean_iou_paper(),
+            "accuracy": matrix.accuracy(),
+            "iou": {
+                label: iou if math.isfinite(iou := matrix.iou()[index].item()) else None
+                for index, label in id2label.items()
+            },
+        }
+        for name, matrix in matrices.items()
+    }
+
+
+def save_model(model: Co2SForSemanticSegmentation, image_processor: Co2SImageProcessor, folder: str | Path):
+    """Write model and image processor as one folder that `from_pretrained` loads; it appears only when complete."""
+    with written_beside(folder) as target:
+        model.save_pretrained(target)
+        image_processor.save_pretrained(target)
+
+
+def largest_class_mean_iou(matrix: ConfusionMatrix) -> float:
+    """Mean IoU of predicting the most frequent class everywhere: what a model must beat."""
+    pixels = matrix.counts.sum(dim=1)
+    return (pixels.max() / pixels.sum() / (pixels > 0).sum()).item()
+
+
+__all__ = [
+    "PREDICTORS",
+    "evaluate",
+    "largest_class_mean_iou",
+    "make_optimizer",
+    "polynomial_decay",
+    "results_dict",
+    "results_table",
+    "save_model",
+    "steps_per_epoch",
+    "tiny_config",
+]
