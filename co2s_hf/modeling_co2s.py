@@ -215,6 +215,24 @@ class Co2SConvNorm(nn.Sequential):
             nn.ReLU(),
         )
 
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        convolution, norm, activation = self
+        return activation(norm(self._convolve(convolution, hidden_states)))
+
+    @staticmethod
+    def _convolve(convolution: nn.Conv2d, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The convolution, without the taps that reach beyond the map from every position.
+
+        They only ever see padding: on a 16x16 map a dilation of 18 leaves the centre tap, a ninth of the work.
+        """
+        taps, padding = [], []
+        for side, dilation, pad in zip(hidden_states.shape[-2:], convolution.dilation, convolution.padding):
+            reaches = pad == 0 or dilation < side
+            taps.append(slice(None) if reaches else slice(1, 2))
+            padding.append(pad if reaches else 0)
+        weight = convolution.weight[:, :, taps[0], taps[1]]
+        return F.conv2d(hidden_states, weight, padding=padding, dilation=convolution.dilation)
+
 
 class Co2SSpatialPyramid(nn.Module):
     """ASPP (atrous spatial pyramid pooling) with a residual connection."""
@@ -295,9 +313,13 @@ class Co2SUpsampling(nn.Module):
         batch_size, num_labels = class_maps.shape[:2]
         upsampled = self.upsample(class_maps.flatten(0, 1))
         skip = F.interpolate(self.skip(feature), size=upsampled.shape[-2:], mode="bilinear", align_corners=True)
-        # (batch, channels, h, w) -> (batch * classes, channels, h, w): every class sees the image's features
-        skip = skip.repeat_interleave(num_labels, dim=0)
-        return self.refine(torch.cat([upsampled, skip], dim=1)).unflatten(0, (batch_size, num_labels))
+        # Every class sees the image's features. Convolving [class map, features] is the sum of convolving each, and
+        # so the features are convolved once per image instead of once per class.
+        (convolution, norm, activation), last = self.refine
+        own_weight, skip_weight = convolution.weight.split([upsampled.shape[1], skip.shape[1]], dim=1)
+        class_maps = F.conv2d(upsampled, own_weight, padding=1).unflatten(0, (batch_size, num_labels))
+        class_maps = class_maps + F.conv2d(skip, skip_weight, padding=1).unsqueeze(1)
+        return last(activation(norm(class_maps.flatten(0, 1)))).unflatten(0, (batch_size, num_labels))
 
 
 class Co2SDecoder(nn.Module):

@@ -1,9 +1,11 @@
 """Building blocks of a training run: optimiser groups, schedule, evaluation, saving. The loop is in train_semi.py."""
 
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -18,6 +20,18 @@ from .modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
 
 
 PREDICTORS = (*STUDENTS, "fused")
+
+
+def use_all_cores(accelerator: Accelerator):
+    """Share the machine's cores among its processes when training on CPUs.
+
+    `accelerate launch` leaves each process one thread (OMP_NUM_THREADS=1) unless `--num_cpu_threads_per_process` is
+    given.
+    """
+    if accelerator.device.type == "cpu":
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(torch.get_num_threads(), cores // processes))
 
 
 def tiny_config(**config_kwargs) -> Co2SConfig:
@@ -172,4 +186,5 @@ __all__ = [
     "save_model",
     "steps_per_epoch",
     "tiny_config",
+    "use_all_cores",
 ]

@@ -44,6 +44,7 @@ from co2s_hf.training import (
     save_model,
     steps_per_epoch,
     tiny_config,
+    use_all_cores,
 )
 from co2s_hf.views import make_views
 
@@ -120,6 +121,7 @@ def main():
     # The last CLIP layer's query and key projections train in name only (see `freeze_backbones`).
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[ddp])
+    use_all_cores(accelerator)
     output_dir = Path(args.output_dir)
 
     # 1. Everything that can be wrong is looked at before anything expensive starts.
