@@ -226,6 +226,8 @@ class PairedViews(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < self.length:
+            raise IndexError(f"Item {index} of {self.length}.")  # what ends a plain `for` over the data set
         rng = sample_generator(self.seed, self.epoch, index)
         labeled = self.labeled[self._position(0, index, len(self.labeled))]
         position = self._position(1, index, len(self.unlabeled))

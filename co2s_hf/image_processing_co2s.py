@@ -109,6 +109,8 @@ class Co2SImageProcessor(PilBackend):
         return_tensors: str | TensorType | None,
         **kwargs,
     ) -> BatchFeature:
+        # transformers' flattening takes a 2-dimensional array for no image: give grey ones their channel first.
+        images = [_with_channel(image) for image in images] if isinstance(images, list) else _with_channel(images)
         images = self._prepare_images_structure(images)
         arrays = [_image_to_array(image, len(image_mean), input_data_format, n) for n, image in enumerate(images)]
         if do_rescale:
@@ -209,6 +211,10 @@ class Co2SImageProcessor(PilBackend):
         return results if return_segmentation_scores else [result.segmentation for result in results]
 
 
+def _with_channel(image: ImageInput) -> ImageInput:
+    return image[None] if getattr(image, "ndim", 0) == 2 else image
+
+
 def _image_to_array(image: ImageInput, num_channels: int, input_data_format: str | None, index: int) -> np.ndarray:
     """An image of any accepted kind as an array (channels, height, width), or an error that says what it is."""
     if isinstance(image, Image.Image):
@@ -223,16 +229,14 @@ def _image_to_array(image: ImageInput, num_channels: int, input_data_format: str
         array, input_data_format = np.asarray(image), "channels_last"
     else:
         array = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
-    if array.ndim not in (2, 3) or 0 in array.shape:
+    if array.ndim != 3 or 0 in array.shape:
         raise ValueError(f"Image {index} has the shape {array.shape}; expected (height, width, channels), none empty.")
-    if array.ndim == 2:
-        array = np.repeat(array[None], num_channels, axis=0)
-    elif input_data_format is None:
+    if input_data_format is None:
         # Both axes may have as many entries as there are channels, in an image 3 pixels high: channels first then,
         # as a tensor has them.
         input_data_format = "channels_first" if array.shape[0] in (1, num_channels) else "channels_last"
     if input_data_format == "channels_last":
-        array = np.moveaxis(array, -1, 0) if array.ndim == 3 else array
+        array = np.moveaxis(array, -1, 0)
     if array.shape[0] == 1:
         array = np.repeat(array, num_channels, axis=0)
     if array.shape[0] != num_channels:

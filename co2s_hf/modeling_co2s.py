@@ -164,6 +164,7 @@ class Co2SDinov3Encoder(nn.Module):
 
     def layer_inputs(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         """Inputs of layers 0 to the one after the last tapped one, (batch, 1 + registers + patches, hidden) each."""
+        pixel_values = pixel_values.to(self.vision_model.embeddings.patch_embeddings.weight.dtype)
         inputs = [self.vision_model.embeddings(pixel_values)]
         position_embeddings = self.vision_model.rope_embeddings(pixel_values)
         for layer in self.layers[: self.feature_layers[-1] + 1]:

@@ -85,6 +85,7 @@ class Arguments:
     eval_steps: int | None = setting(None, "Evaluate every so many steps. Left out: at the end.")
     logging_steps: int = setting(50, "Print and log the mean losses every so many steps.")
     dataloader_num_workers: int = setting(0, "Worker processes that read and crop images, per device.")
+    use_cpu: bool = setting(False, "Stay on the CPU even where there is a GPU.")
     mixed_precision: str | None = setting(None, "no or bf16. Left out: what `accelerate launch` says.")
     seed: int = setting(0, "Seed of weights, order, views and drawn scenes.")
 
@@ -120,7 +121,7 @@ def main():
     args: Arguments = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
     # The last CLIP layer's query and key projections train in name only (see `freeze_backbones`).
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[ddp])
+    accelerator = Accelerator(cpu=args.use_cpu, mixed_precision=args.mixed_precision, kwargs_handlers=[ddp])
     use_all_cores(accelerator)
     output_dir = Path(args.output_dir)
 

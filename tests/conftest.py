@@ -1,0 +1,103 @@
+"""Tiny configurations, models and data folders that the tests share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation
+from co2s_hf.catalog import BENCHMARKS
+from co2s_hf.convert_co2s_to_hf import convert
+from co2s_hf.synthetic import write_scenes
+
+
+PARITY = Path(__file__).parent / "parity"
+
+
+def make_config(**kwargs) -> Co2SConfig:
+    """Two 16-wide, 3-layer towers with different patches (4 and 8 px) and a decoder of 16 channels, three classes."""
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    defaults = {
+        "clip_config": {**tower, "patch_size": 4, "image_size": 16, "projection_dim": 12},
+        "dinov3_config": {**tower, "patch_size": 8, "num_register_tokens": 2},
+        "clip_feature_layers": (0, 1, 2),
+        "dinov3_feature_layers": (0, 1, 2),
+        "decoder_channels": 16,
+        "decoder_guidance_channels": 16,
+        "decoder_skip_channels": (8, 4),
+        "decoder_up_channels": (8, 8),
+        "decoder_group_norm_channels": 4,
+        "decoder_dilations": (1, 2),
+        "id2label": {0: "land", 1: "road", 2: "water"},
+        "palette": [[128, 128, 128], [255, 255, 0], [0, 0, 255]],
+    }
+    return Co2SConfig(**{**defaults, **kwargs})
+
+
+def make_model(seed: int = 0, **kwargs) -> Co2SForSemanticSegmentation:
+    """A model of [`make_config`] with the weights of a seed, in evaluation mode."""
+    torch.manual_seed(seed)
+    return Co2SForSemanticSegmentation(make_config(**kwargs)).eval()
+
+
+@pytest.fixture
+def model() -> Co2SForSemanticSegmentation:
+    return make_model()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Two images of 16x24 pixels, normalised."""
+    return torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+
+
+def load_parity(name: str) -> dict[str, torch.Tensor]:
+    return load_file(PARITY / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="session")
+def original_checkpoints(tmp_path_factory) -> dict[str, Path]:
+    """`best_clip.pth` and `best_dinov3.pth` as the authors' training script writes them."""
+    folder = tmp_path_factory.mktemp("original")
+    paths = {}
+    for student in ("clip", "dinov3"):
+        tensors = load_parity(f"{student}_student")
+        weights = {f"module.{k[len('weights.') :]}": v for k, v in tensors.items() if k.startswith("weights.")}
+        paths[student] = folder / f"best_{student}.pth"
+        torch.save({"model": weights, "optimizer": {"state": {}, "param_groups": []}, "epoch": 3}, paths[student])
+    return paths
+
+
+@pytest.fixture(scope="session")
+def parity_sizes() -> dict[str, int]:
+    """The sizes that the authors' weights do not show, from the files' metadata."""
+    metadata = {}
+    for student in ("clip", "dinov3"):
+        with safe_open(PARITY / f"{student}_student.safetensors", "pt") as file:
+            metadata[student] = file.metadata()
+    return {
+        "num_attention_heads": int(metadata["clip"]["num_attention_heads"]),
+        "decoder_num_attention_heads": int(metadata["clip"]["decoder_heads"]),
+        "decoder_pool_size": int(metadata["clip"]["pool_size"]),
+        "clip_logits_size": int(metadata["clip"]["decoder_output_size"]),
+        "dinov3_logits_size": int(metadata["dinov3"]["decoder_output_size"]),
+    }
+
+
+@pytest.fixture(scope="session")
+def converted_folder(tmp_path_factory, original_checkpoints, parity_sizes) -> Path:
+    """The authors' checkpoints, converted."""
+    folder = tmp_path_factory.mktemp("converted") / "model"
+    convert(original_checkpoints["clip"], original_checkpoints["dinov3"], folder, "whdld", **parity_sizes)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scenes_folder(tmp_path_factory) -> Path:
+    """A drawn data folder: 3 labelled, 5 unlabelled, 2 validation scenes of 48 px."""
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "data", 3, 5, 2, size=48, seed=7)
+
+
+__all__ = ["BENCHMARKS", "load_parity", "make_config", "make_model"]

@@ -1,0 +1,58 @@
+import pytest
+import torch
+from conftest import load_parity, make_model
+
+from co2s_hf import Co2SForSemanticSegmentation
+from co2s_hf.inference import predict_label_maps, sliding_window_logits, window_starts
+from co2s_hf.modeling_co2s import fuse_logits
+
+
+@pytest.mark.parametrize("student", ["clip", "dinov3"])
+def test_sliding_windows_are_the_authors(student, converted_folder):
+    fixture = load_parity(f"sliding_window_{student}")
+    model = Co2SForSemanticSegmentation.from_pretrained(converted_folder)
+    logits = sliding_window_logits(model, fixture["image"], crop_size=64, students=(student,))[student]
+    torch.testing.assert_close(logits, fixture["logits"], atol=1e-4, rtol=0)
+    assert torch.equal(logits.argmax(1), fixture["prediction"])
+
+
+def test_windows_cover_each_side_and_end_inside():
+    assert window_starts(150, 64) == [0, 53, 86]
+    assert window_starts(64, 64) == [0] and window_starts(10, 64) == [0]
+    assert window_starts(65, 64) == [0, 1]
+    assert window_starts(5, 1) == [0, 1, 2, 3, 4]
+
+
+class Pixelwise(torch.nn.Module):
+    """A stand-in whose logits depend on each pixel alone, so that windows must not show."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+    def student_logits(self, pixel_values, students):
+        return {name: (n + 1) * pixel_values for n, name in enumerate(students)}
+
+
+@pytest.mark.parametrize(("size", "crop"), [((31, 45), 16), ((9, 40), 16), ((8, 8), 16), ((17, 16), 16)])
+def test_windows_leave_no_seams(size, crop):
+    image = torch.randn(1, 3, *size)
+    for windows_per_batch in (1, 5):
+        logits = sliding_window_logits(
+            Pixelwise(make_model().config), image, crop, windows_per_batch=windows_per_batch
+        )
+        torch.testing.assert_close(logits["clip"], image)
+        torch.testing.assert_close(logits["dinov3"], 2 * image)
+
+
+def test_label_maps_of_students_and_fusion(model):
+    image = torch.randn(1, 3, 20, 28)
+    maps = predict_label_maps(model, image, crop_size=16, size=(20, 28))
+    logits = sliding_window_logits(model, image, crop_size=16)
+    assert torch.equal(maps["clip"], logits["clip"].argmax(1)[0])
+    assert torch.equal(maps["fused"], fuse_logits(logits["clip"], logits["dinov3"]).argmax(1)[0])
+    assert predict_label_maps(model, image, crop_size=16, size=(10, 14))["fused"].shape == (10, 14)
+    with pytest.raises(ValueError, match="holds 2 images"):
+        sliding_window_logits(model, image.repeat(2, 1, 1, 1), crop_size=16)

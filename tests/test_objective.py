@@ -1,0 +1,200 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import load_parity, make_model
+
+from co2s_hf import Co2SForSemanticSegmentation
+from co2s_hf.objective import Co2SObjective, PseudoLabels, stability_losses, stability_weight
+from co2s_hf.views import Views
+
+
+# (the authors' name, ours, factor: theirs is weighted already)
+TERMS = [
+    ("loss_x", "loss_supervised", 1.0),
+    ("loss_s1", "loss_strong_1", 1.0),
+    ("loss_s2", "loss_strong_2", 1.0),
+    ("loss_fp", "loss_feature_dropout", 1.0),
+    ("loss_stability", "loss_stability", 0.5),
+    ("total", "loss", 1.0),
+]
+
+
+def parity_views(batch):
+    return Views(
+        labeled=batch["image_x"],
+        labels=batch["mask_x"],
+        weak=batch["image_w"],
+        strong_1=batch["image_s1"],
+        strong_2=batch["image_s2"],
+        padding=batch["ignore_mask"] == 255,
+        cutmix_boxes_1=batch["cutmix_box1"] == 1,
+        cutmix_boxes_2=batch["cutmix_box2"] == 1,
+        partner_weak=batch["image_w_other"],
+        partner_strong_1=batch["image_s1_other"],
+        partner_strong_2=batch["image_s2_other"],
+        partner_padding=batch["ignore_mask_other"] == 255,
+    )
+
+
+def gradients_by_authors_names(model):
+    """The norms that the fixture holds, of our parameters (in_proj and qkv are three of ours)."""
+
+    def norm(*parameters):
+        return torch.stack([p.grad.norm() for p in parameters]).norm()
+
+    norms = {}
+    for name in ("clip", "dinov3"):
+        student = getattr(model, name)
+        decoder = student.decoder
+        norms |= {
+            f"{name}.decode_head.conv1.weight": norm(decoder.similarity_projection.weight),
+            f"{name}.decode_head.aspp.project.0.weight": norm(decoder.spatial_pyramid.projection[0].weight),
+            f"{name}.decode_head.layers.1.transformer.attn.attn.in_proj_weight": norm(
+                decoder.semantic_layers[1].qkv.weight
+            ),
+            f"{name}.decode_head.up2.conv.3.weight": norm(decoder.upsampling_layers[1].refine[1][0].weight),
+        }
+    clip, dinov3 = model.clip, model.dinov3
+    last = clip.encoder.layers[11].self_attn
+    attention = dinov3.encoder.layers[11].attention
+    return norms | {
+        "clip.decode_head.text_proj.0.weight": norm(clip.decoder.guidance_projection[0].weight),
+        "clip.backbone.layers.0.attn.attn.out_proj.weight": norm(clip.encoder.layers[0].self_attn.out_proj.weight),
+        # Query and key of the last layer have no gradient, there or here.
+        "clip.backbone.layers.11.attn.attn.in_proj_weight": norm(last.v_proj.weight),
+        "dinov3.text_provider.emb.weight": norm(dinov3.guidance.queries),
+        "dinov3.backbone.blocks.0.attn.proj.weight": norm(dinov3.encoder.layers[0].attention.o_proj.weight),
+        "dinov3.backbone.blocks.11.attn.qkv.weight": norm(
+            attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight
+        ),
+    }
+
+
+@pytest.mark.parametrize("mode", ["paper", "reference"])
+def test_losses_and_gradients_are_the_authors(mode, converted_folder):
+    fixture = load_parity("training_step")
+    batch = {key.removeprefix("batch."): value for key, value in fixture.items() if key.startswith("batch.")}
+    model = Co2SForSemanticSegmentation.from_pretrained(converted_folder).freeze_backbones().train()
+    objective = Co2SObjective(model, threshold=0.55, feature_dropout=0.0, stability=mode)
+    losses = objective(parity_views(batch), stability_weight(300, 1000))
+    losses["loss"].backward()
+    for student in ("clip", "dinov3"):
+        for theirs, ours, factor in TERMS:
+            expected = fixture[f"expected.{student}.{theirs}"]
+            torch.testing.assert_close(factor * losses[f"{student}/{ours}"], expected, rtol=1e-5, atol=0, msg=ours)
+    prefix = f"expected.{mode}.grad_norm."
+    expected = {key.removeprefix(prefix): value for key, value in fixture.items() if key.startswith(prefix)}
+    found = gradients_by_authors_names(model)
+    assert found.keys() == expected.keys() and len(expected) == 14
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=0, msg=name)
+
+
+def test_stability_weight_follows_the_authors_schedule():
+    fixture = load_parity("stability_weight")
+    for step, expected in zip(fixture["step"].tolist(), fixture["weight"].tolist()):
+        assert stability_weight(step, 1000) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    assert stability_weight(0, 3) == 0.5  # no room for a ramp
+
+
+def logits_of(*probabilities):
+    """One row of pixels with two classes, of which the first has these probabilities."""
+    p = torch.tensor(probabilities)
+    return torch.stack([p, 1 - p]).log().view(1, 2, 1, -1).requires_grad_()
+
+
+def test_who_learns_from_whom():
+    #                 both sure, CLIP more; a tie; only DINOv3 sure; neither sure
+    clip = logits_of(0.99, 0.97, 0.60, 0.70)
+    dinov3 = logits_of(0.96, 0.03, 0.98, 0.80)
+    losses = stability_losses(clip, dinov3, threshold=0.95)
+    torch.testing.assert_close(losses["clip"], torch.tensor((0.94**2 + 0.38**2) / 2))
+    torch.testing.assert_close(losses["dinov3"], torch.tensor((0.03**2 + 0.94**2) / 2))
+    losses["clip"].backward()
+    assert dinov3.grad is None and (clip.grad[0, 0, 0] != 0).tolist() == [False, True, True, False]
+
+
+def test_reference_stability_has_the_same_value_and_no_gradient():
+    clip, dinov3 = logits_of(0.6, 0.9), logits_of(0.97, 0.99)
+    paper, reference = (stability_losses(clip, dinov3, 0.95, mode)["clip"] for mode in ("paper", "reference"))
+    assert torch.equal(paper, reference) and paper > 0
+    assert paper.requires_grad and not reference.requires_grad
+
+
+def test_nobody_sure_means_nobody_learns():
+    losses = stability_losses(logits_of(0.5, 0.6), logits_of(0.7, 0.8), threshold=0.95)
+    assert losses["clip"].item() == 0 and losses["dinov3"].item() == 0
+
+
+def test_pseudo_label_loss_divides_by_all_pixels_that_show_an_image():
+    own = PseudoLabels(
+        labels=torch.tensor([[[0, 1, 1, 0]]]),
+        confidence=torch.tensor([[[0.99, 0.5, 0.97, 0.99]]]),
+        padding=torch.tensor([[[False, False, False, True]]]),
+    )
+    strong = torch.randn(1, 2, 1, 4)
+    per_pixel = F.cross_entropy(strong, own.labels, reduction="none")[0, 0]
+    torch.testing.assert_close(own.loss(strong, threshold=0.95), (per_pixel[0] + per_pixel[2]) / 3)
+    padded = PseudoLabels(own.labels, own.confidence, torch.ones_like(own.padding))
+    assert padded.loss(strong, threshold=0.95).item() == 0
+
+
+def make_views(batch_size=3, seed=0, **changes):
+    generator = torch.Generator().manual_seed(seed)
+
+    def images():
+        return torch.randn(batch_size, 3, 16, 16, generator=generator)
+
+    boxes = torch.zeros(batch_size, 16, 16, dtype=torch.bool)
+    boxes[:, 4:12, 4:12] = True
+    defaults = {
+        "labeled": images(),
+        "labels": torch.randint(3, (batch_size, 16, 16), generator=generator),
+        "weak": images(),
+        "strong_1": images(),
+        "strong_2": images(),
+        "padding": torch.zeros(batch_size, 16, 16, dtype=torch.bool),
+        "cutmix_boxes_1": boxes,
+        "cutmix_boxes_2": boxes.flip(0),
+    }
+    return Views(**{**defaults, **changes})
+
+
+def test_partner_is_the_next_image_of_the_batch():
+    objective = Co2SObjective(make_model(), threshold=0.34, feature_dropout=0.0)
+    views = make_views()
+    implicit = objective(views, 0.5)
+    partners = {f"partner_{k}": getattr(views, k).roll(-1, 0) for k in ("weak", "strong_1", "strong_2", "padding")}
+    explicit = objective(make_views(**partners), 0.5)
+    assert implicit["clip/loss_strong_1"] > 0
+    for name in implicit:
+        torch.testing.assert_close(implicit[name], explicit[name], msg=name)
+
+
+def test_warm_up_step_learns_from_labels_alone():
+    model = make_model()
+    objective = Co2SObjective(model)
+    views = make_views()
+    losses = objective(views, 0.5, unlabeled_weight=0.0)
+    torch.testing.assert_close(losses["loss"], 0.5 * model(views.labeled, labels=views.labels).loss)
+    full = objective(views, 0.5)
+    torch.testing.assert_close(full["clip/loss_supervised"], losses["clip/loss_supervised"])
+
+
+def test_stability_off_leaves_the_other_terms():
+    views = make_views()
+    losses = {}
+    for mode in ("off", "paper"):
+        losses[mode] = Co2SObjective(make_model(), threshold=0.34, feature_dropout=0.0, stability=mode)(views, 0.5)
+    difference = losses["paper"]["loss"] - losses["off"]["loss"]
+    terms = losses["paper"]["clip/loss_stability"] + losses["paper"]["dinov3/loss_stability"]
+    assert terms > 0 and losses["off"]["clip/loss_stability"] == 0
+    torch.testing.assert_close(difference, 0.5 * terms, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"), [({"threshold": 1.5}, "`threshold` is 1.5"), ({"stability": "on"}, "`stability` is 'on'")]
+)
+def test_wrong_settings_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        Co2SObjective(make_model(), **kwargs)

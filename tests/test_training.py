@@ -1,0 +1,143 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import make_model
+
+from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
+from co2s_hf.data import SegmentationFolder
+from co2s_hf.metrics import ConfusionMatrix
+from co2s_hf.training import (
+    evaluate,
+    largest_class_mean_iou,
+    make_optimizer,
+    polynomial_decay,
+    results_dict,
+    results_table,
+    steps_per_epoch,
+)
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_optimizer_groups_are_the_papers():
+    model = make_model().freeze_backbones()
+    groups = {group["name"]: group for group in make_optimizer(model, learning_rate=1e-4).param_groups}
+    assert {name: group["lr"] for name, group in groups.items()} == pytest.approx(
+        {"encoder": 1e-6, "guidance": 1e-4, "decoder": 1e-3}
+    )
+    assert groups["guidance"]["params"] == [model.dinov3.guidance.queries]
+    grouped = {id(p) for group in groups.values() for p in group["params"]}
+    assert grouped == {id(p) for p in model.parameters() if p.requires_grad}
+    assert {group["weight_decay"] for group in groups.values()} == {0.01}
+
+
+def test_polynomial_decay():
+    optimizer = make_optimizer(make_model(), learning_rate=1.0)
+    scheduler = polynomial_decay(optimizer, total_steps=10)
+    rates = []
+    for _ in range(11):
+        rates.append(scheduler.get_last_lr()[-1] / 10)
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([(1 - n / 10) ** 0.9 for n in range(11)])
+
+
+def test_an_epoch_walks_the_longer_list():
+    assert (steps_per_epoch(8, 40, 4), steps_per_epoch(8, 41, 4), steps_per_epoch(9, 3, 2)) == (10, 11, 5)
+
+
+def test_evaluation_measures_every_pixel_once(scenes_folder):
+    data = SegmentationFolder.open(scenes_folder)
+    model = make_model(id2label=data.id2label, palette=data.palette).train()
+    processor = Co2SImageProcessor.from_model_config(model.config)
+    matrices = evaluate(model, processor, data.validation, crop_size=32, accelerator=Accelerator(cpu=True))
+    assert model.training and set(matrices) == {"clip", "dinov3", "fused"}
+    for matrix in matrices.values():
+        assert matrix.counts.sum() == 2 * 48 * 48
+    truth = sum(torch.bincount(processor(s.load_image(), s.load_label(), return_tensors="pt")["labels"].flatten(),
+                               minlength=6) for s in data.validation)  # fmt: skip
+    assert torch.equal(matrices["clip"].counts.sum(1), truth)
+
+
+def test_tables_show_absent_classes_as_such():
+    matrix = ConfusionMatrix(3)
+    matrix.update(torch.tensor([0, 0, 1, 0]), torch.tensor([0, 0, 1, 1]))
+    table = results_table({"fused": matrix}, {0: "land", 1: "road", 2: "water"})
+    rows = {line.split()[0]: line.split()[-1] for line in table.splitlines()[1:4]}
+    assert rows == {"land": "66.7", "road": "50.0", "water": "-"}
+    assert "58.3" in table and "38.9" in table  # the mean over what occurs, and the paper's
+    results = results_dict({"fused": matrix}, {0: "land", 1: "road", 2: "water"})["fused"]
+    assert results["iou"]["water"] is None and results["accuracy"] == 0.75
+    json.dumps(results, allow_nan=False)
+    assert largest_class_mean_iou(matrix) == pytest.approx(0.25)
+
+
+def run_example(name, *arguments, launcher=(sys.executable,)):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
+    command = [*launcher, str(EXAMPLES / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+SMALL_RUN = ("--max_train_steps", 4, "--crop_size", 32, "--per_device_train_batch_size", 2, "--logging_steps", 2)
+
+
+def test_training_script_trains_saves_and_reports(scenes_folder, tmp_path):
+    output = tmp_path / "run"
+    run = run_example("train_semi.py", "--data_dir", scenes_folder, "--output_dir", output, *SMALL_RUN)
+    assert run.returncode == 0, run.stderr
+    assert "3 labelled, 5 unlabelled, 2 validation images; 6 classes: building" in run.stdout
+    assert "mean IoU" in run.stdout and "predicting the largest class everywhere" in run.stdout
+    metrics = json.loads((output / "metrics.json").read_text())
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [2, 4]
+    assert "clip/loss_stability" not in log[0] and "dinov3/loss_stability" in log[1]  # half the run is warm-up
+    arguments = json.loads((output / "arguments.json").read_text())["arguments"]
+    assert (arguments["learning_rate"], arguments["supervised_warmup_steps"]) == (1e-3, 2)
+
+    model = Co2SForSemanticSegmentation.from_pretrained(output / "model")
+    processor = Co2SImageProcessor.from_pretrained(output / "model")
+    data = SegmentationFolder.open(scenes_folder)
+    again = evaluate(model, processor, data.validation, crop_size=32, accelerator=Accelerator(cpu=True))
+    assert again["fused"].mean_iou() == pytest.approx(metrics["fused"]["mean_iou"], abs=1e-4)
+    assert model.config.palette == data.palette
+
+    again = run_example("train_semi.py", "--data_dir", scenes_folder, "--output_dir", output, *SMALL_RUN)
+    assert again.returncode != 0 and "already exists and is not an empty folder" in again.stderr
+
+
+def test_two_processes_share_the_work(scenes_folder, tmp_path):
+    launcher = ("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+    arguments = ("--data_dir", scenes_folder, "--output_dir", tmp_path / "run", "--use_cpu", *SMALL_RUN)
+    run = run_example("train_semi.py", *arguments, launcher=launcher)
+    assert run.returncode == 0, run.stderr
+    facts = json.loads((tmp_path / "run" / "arguments.json").read_text())
+    assert facts["num_processes"] == 2
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    model = Co2SForSemanticSegmentation.from_pretrained(tmp_path / "run" / "model")
+    processor = Co2SImageProcessor.from_pretrained(tmp_path / "run" / "model")
+    samples = SegmentationFolder.open(scenes_folder).validation
+    alone = evaluate(model, processor, samples, crop_size=32, accelerator=Accelerator(cpu=True))
+    assert alone["fused"].mean_iou() == pytest.approx(metrics["fused"]["mean_iou"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--clip_model", "x"), "Give both --clip_model and --dinov3_model"),
+        (("--max_train_steps", 5, "--num_train_epochs", 5), "either --max_train_steps or --num_train_epochs"),
+        (("--mixed_precision", "fp16"), "fp16 overflows inside DINOv3"),
+        (("--crop_size", 0), "--crop_size is 0"),
+        (("--data_dir", "/no/such/folder"), "The data folder '/no/such/folder' does not exist"),
+    ],
+)
+def test_wrong_settings_stop_before_anything_is_written(arguments, message, tmp_path):
+    run = run_example("train_semi.py", "--output_dir", tmp_path / "run", *arguments)
+    assert run.returncode != 0 and message in run.stderr
+    assert not (tmp_path / "run").exists()
