@@ -1,4 +1,9 @@
+import os
 import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -24,6 +29,59 @@ def test_command_line_converts_and_verifies(original_checkpoints, parity_sizes, 
     assert config.palette[1] == [255, 255, 0]
     assert config.clip_config.hidden_act == "gelu" and config.clip_image_mean == config.image_mean
     assert Co2SImageProcessor.from_pretrained(output).do_resize is False
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    """Serves `files`, by repository path, as the Hub serves a repository's main branch."""
+
+    files: dict[str, bytes]
+
+    def do_HEAD(self):
+        self.answer(with_body=False)
+
+    def do_GET(self):
+        self.answer(with_body=True)
+
+    def answer(self, with_body):
+        content = self.files.get(self.path.removeprefix("/someone/models/resolve/main/"))
+        if content is None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{abs(hash(content)):x}"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(content)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_checkpoints_come_from_a_hub_folder(original_checkpoints, parity_sizes, tmp_path):
+    files = {f"WHDLD/1_24/{path.name}": path.read_bytes() for path in original_checkpoints.values()}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (HubHandler,), {"files": files}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "0",
+    }
+    command = [sys.executable, "-m", "co2s_hf.convert_co2s_to_hf", "--hub_repo", "someone/models"]
+    command += ["--hub_folder", "WHDLD/1_24", "--dataset", "whdld", "--output_dir", str(tmp_path / "model")]
+    try:
+        run = subprocess.run(
+            [*command, "--verify", *flags(parity_sizes)], env=environment, capture_output=True, text=True, timeout=120
+        )
+    finally:
+        server.shutdown()
+    assert run.returncode == 0, run.stderr
+    assert "Verified: 465 tensors" in run.stdout
 
 
 def test_sizes_are_read_off_the_weights(converted_folder):
