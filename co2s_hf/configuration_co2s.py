@@ -29,7 +29,8 @@ class Co2SConfig(PreTrainedConfig):
 
     Args:
         clip_config (`CLIPVisionConfig` or `dict`, *optional*):
-            CLIP student's vision tower. Defaults to ViT-B/16. `projection_dim` is the width of the class-text
+            CLIP student's vision tower. Defaults to ViT-B/16; what a dictionary leaves out has transformers' own
+            default instead. `projection_dim` is the width of the class-text
             embeddings.
         dinov3_config (`DINOv3ViTConfig` or `dict`, *optional*):
             DINOv3 student's tower. Defaults to ViT-B/16 with 4 register tokens. Its random RoPE augmentation
@@ -152,12 +153,12 @@ class Co2SConfig(PreTrainedConfig):
     decoder_up_channels: list[int] | tuple[int, ...] = (64, 32)
     decoder_group_norm_channels: int = 16
 
-    image_mean: list[float] | tuple[float, ...] = tuple(IMAGENET_DEFAULT_MEAN)
-    image_std: list[float] | tuple[float, ...] = tuple(IMAGENET_DEFAULT_STD)
-    clip_image_mean: list[float] | tuple[float, ...] = tuple(OPENAI_CLIP_MEAN)
-    clip_image_std: list[float] | tuple[float, ...] = tuple(OPENAI_CLIP_STD)
-    dinov3_image_mean: list[float] | tuple[float, ...] = tuple(IMAGENET_DEFAULT_MEAN)
-    dinov3_image_std: list[float] | tuple[float, ...] = tuple(IMAGENET_DEFAULT_STD)
+    image_mean: list[float | int] | tuple[float | int, ...] = tuple(IMAGENET_DEFAULT_MEAN)
+    image_std: list[float | int] | tuple[float | int, ...] = tuple(IMAGENET_DEFAULT_STD)
+    clip_image_mean: list[float | int] | tuple[float | int, ...] = tuple(OPENAI_CLIP_MEAN)
+    clip_image_std: list[float | int] | tuple[float | int, ...] = tuple(OPENAI_CLIP_STD)
+    dinov3_image_mean: list[float | int] | tuple[float | int, ...] = tuple(IMAGENET_DEFAULT_MEAN)
+    dinov3_image_std: list[float | int] | tuple[float | int, ...] = tuple(IMAGENET_DEFAULT_STD)
     clip_logits_size: int | None = None
     dinov3_logits_size: int | None = None
 
@@ -199,13 +200,17 @@ class Co2SConfig(PreTrainedConfig):
         if num_labels is not None and num_labels != len(config_dict.get("id2label") or range(2)):
             overrides.setdefault("id2label", {index: f"LABEL_{index}" for index in range(num_labels)})
         if "id2label" in overrides:
-            config_dict = {**config_dict, "palette": None, "class_concepts": None, "label2id": None}
+            saved = {int(index): label for index, label in (config_dict.get("id2label") or {}).items()}
+            if {int(index): label for index, label in overrides["id2label"].items()} != saved:
+                config_dict = {**config_dict, "palette": None, "class_concepts": None, "label2id": None}
         return super().from_dict({**config_dict, **overrides}, **kwargs)
 
     def validate_labels(self):
         """Check that labels, palette, concepts and ignore index describe the same classes."""
         expected = list(range(self.num_labels))
-        if sorted(self.id2label) != expected or not expected:
+        if len(expected) < 2:
+            raise ValueError(f"`id2label` is {self.id2label}; a segmentation needs two classes or more.")
+        if sorted(self.id2label) != expected:
             raise ValueError(
                 f"`id2label` has the keys {sorted(self.id2label)}, but the labels of {self.num_labels} classes are "
                 f"0 to {self.num_labels - 1}."
@@ -247,10 +252,13 @@ class Co2SConfig(PreTrainedConfig):
         num_features = len(self.decoder_up_channels) + 1
         for name in ("clip", "dinov3"):
             tower = getattr(self, f"{name}_config")
-            if not isinstance(tower.patch_size, int):
+            for field in ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"):
+                if getattr(tower, field) < 1:
+                    raise ValueError(f"`{name}_config.{field}` is {getattr(tower, field)}; it must be at least 1.")
+            if not isinstance(tower.patch_size, int) or tower.patch_size < 1:
                 raise ValueError(
                     f"`{name}_config.patch_size` is {tower.patch_size}; square patches are supported, given as one "
-                    "integer."
+                    "integer of at least 1."
                 )
             layers = list(getattr(self, f"{name}_feature_layers"))
             last = tower.num_hidden_layers - 1
@@ -272,6 +280,12 @@ class Co2SConfig(PreTrainedConfig):
             logits_size = getattr(self, f"{name}_logits_size")
             if logits_size is not None and logits_size < 1:
                 raise ValueError(f"`{name}_logits_size` is {logits_size}; it must be at least 1, or None.")
+        clip = self.clip_config
+        if not isinstance(clip.image_size, int) or clip.image_size < clip.patch_size or clip.projection_dim < 1:
+            raise ValueError(
+                f"`clip_config` has `image_size` {clip.image_size} and `projection_dim` {clip.projection_dim}; the "
+                f"first must be one integer of at least the patch size ({clip.patch_size}), the second at least 1."
+            )
         if self.clip_config.num_channels != self.dinov3_config.num_channels:
             raise ValueError(
                 f"`clip_config.num_channels` ({self.clip_config.num_channels}) and `dinov3_config.num_channels` "
@@ -290,6 +304,8 @@ class Co2SConfig(PreTrainedConfig):
         for name in (*positive, "pool_size", "group_norm_channels"):
             if (value := getattr(self, f"decoder_{name}")) < 1:
                 raise ValueError(f"`decoder_{name}` is {value}; it must be at least 1.")
+        if not self.decoder_layer_norm_eps > 0:
+            raise ValueError(f"`decoder_layer_norm_eps` is {self.decoder_layer_norm_eps}; it must be above 0.")
         if self.decoder_kernel_size % 2 == 0:
             raise ValueError(f"`decoder_kernel_size` is {self.decoder_kernel_size}; it must be odd.")
         if not self.decoder_dilations or min(self.decoder_dilations) < 1:
@@ -339,7 +355,7 @@ class Co2SConfig(PreTrainedConfig):
                         f"`{name}_{statistic}` is {list(values)}; images have {num_channels} channels, give one "
                         "number for each."
                     )
-            if min(getattr(self, f"{name}_std")) <= 0:
+            if not all(value > 0 for value in getattr(self, f"{name}_std")):  # NaN is not above 0 either
                 raise ValueError(f"`{name}_std` is {list(getattr(self, f'{name}_std'))}; it must be above 0.")
 
 

@@ -11,11 +11,13 @@
     python -m co2s_hf.convert_co2s_to_hf --to_original co2s-whdld --output_dir original
 
 The key table below is strict: every source key is used or listed as dropped, and every target is filled. Sizes are
-read off the weights; head counts, the pooling and the fixed logits sizes cannot be and are options.
+read off the weights; head counts, the pooling and the fixed logits sizes cannot be and are options. Tapped layers and
+dilations are the authors'.
 """
 
 import argparse
 import math
+import os
 import pickle
 from pathlib import Path
 
@@ -70,8 +72,8 @@ def _decoder_table(config: Co2SConfig) -> list[Row]:
     for n in range(len(config.decoder_up_channels)):
         step, our_step = f"{theirs}.up{n + 1}", f"{ours}.upsampling_layers.{n}"
         table += _rows(f"{step}.up", f"{our_step}.upsample") + _rows(f"{theirs}.skip_proj.{n}.0", f"{our_step}.skip.0")
-        table += conv_norm(f"{step}.conv.0", f"{step}.conv.1", f"{our_step}.refine.0")
-        table += conv_norm(f"{step}.conv.3", f"{step}.conv.4", f"{our_step}.refine.1")
+        table += conv_norm(f"{step}.conv.0", f"{step}.conv.1", f"{our_step}.join")
+        table += conv_norm(f"{step}.conv.3", f"{step}.conv.4", f"{our_step}.refine")
     return table
 
 
@@ -156,8 +158,13 @@ def load_original(path: str | Path, student: str) -> dict[str, torch.Tensor]:
     try:
         # Nothing but tensors and plain containers: a checkpoint from a stranger must not run code.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a PyTorch checkpoint that loads without running code: {error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        with open(path, "rb") as file:
+            start = file.read(40)
+        raise ValueError(
+            f"{path} ({os.path.getsize(path)} bytes, starting with {start!r}) is not a PyTorch checkpoint of plain "
+            "tensors; nothing else is loaded. An incomplete download, a Git LFS pointer, or another program's file?"
+        ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
         found = sorted(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise ValueError(
@@ -251,21 +258,25 @@ def convert_student(
         ValueError: Keys are missing or left over, or a tensor has another size; the message lists them.
     """
     table = _TABLES[student](model.config)
-    dropped = set(_dropped_keys(model.config)) if student == "dinov3" else set()
+    dropped = _dropped_keys(model.config) if student == "dinov3" else {}
     used = {theirs for theirs, _, _ in table}
-    missing, unexpected = sorted(used - set(weights)), sorted(set(weights) - used - dropped)
+    missing, unexpected = sorted(used - set(weights)), sorted(set(weights) - used - set(dropped))
     if missing or unexpected:
         raise ValueError(
             f"These are not the authors' {student} weights. Missing ({len(missing)}): {missing[:10]}. Unexpected "
             f"({len(unexpected)}): {unexpected[:10]}."
         )
+    for key, expected in dropped.items():
+        # Periods may have been stored in bfloat16.
+        if key in weights and not torch.allclose(weights[key].float(), expected, rtol=1e-2):
+            raise ValueError(f"'{key}' is not the constant that transformers' DINOv3 derives in its place.")
     target = getattr(model, student).state_dict()
     converted = {}
-    for theirs, ours, _ in table:
+    for theirs, ours, shape in table:
         for key, part in zip(ours, weights[theirs].chunk(len(ours))):
             if key is None:
                 continue
-            if part.numel() != target[key].numel():
+            if part.shape != (target[key] if shape is None else target[key].reshape(shape)).shape:
                 raise ValueError(
                     f"'{theirs}' has the shape {tuple(weights[theirs].shape)}, which does not give "
                     f"{tuple(target[key].shape)} for '{student}.{key}'. Do the two checkpoints and the dataset belong "
@@ -276,10 +287,19 @@ def convert_student(
 
 
 def restore_student(model: Co2SForSemanticSegmentation, student: str) -> dict[str, torch.Tensor]:
-    """The authors' keys and shapes from `model.clip` or `model.dinov3`: the way back from [`convert_student`]."""
+    """The authors' keys and shapes from `model.clip` or `model.dinov3`: the way back from [`convert_student`].
+
+    Raises:
+        ValueError: The model has weights that the authors' architecture has no place for.
+    """
     ours = getattr(model, student).state_dict()
+    table = _TABLES[student](model.config)
+    if extra := sorted(set(ours) - {key for _, keys, _ in table for key in keys}):
+        raise ValueError(
+            f"The authors' {student} student has no place for {len(extra)} weights, such as '{extra[0]}'."
+        )
     weights = dict(_dropped_keys(model.config)) if student == "dinov3" else {}
-    for theirs, keys, shape in _TABLES[student](model.config):
+    for theirs, keys, shape in table:
         known = next(ours[key] for key in keys if key is not None)
         parts = [torch.zeros_like(known) if key is None else ours[key] for key in keys]
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -340,13 +360,44 @@ def verify(output_dir: str | Path, clip_checkpoint: str | Path, dinov3_checkpoin
 
 
 def convert_to_original(checkpoint: str | Path, output_dir: str | Path):
-    """Write `best_clip.pth` and `best_dinov3.pth`, as the authors' code loads them, from a co2s_hf checkpoint."""
+    """Write `best_clip.pth` and `best_dinov3.pth`, as the authors' code loads them, from a co2s_hf checkpoint.
+
+    Raises:
+        FileExistsError: The output folder exists and is not empty.
+        ValueError: The authors' code, which fixes what weights do not show, would compute something else.
+    """
     output_dir = check_new_folder(output_dir)
     model = Co2SForSemanticSegmentation.from_pretrained(checkpoint)
+    weights = {student: restore_student(model, student) for student in STUDENTS}
+    _check_authors_settings(model.config, weights)
     with written_beside(output_dir) as folder:
         for student in STUDENTS:
-            weights = {f"module.{key}": value for key, value in restore_student(model, student).items()}
-            torch.save({"model": weights}, folder / CHECKPOINT_NAMES[student])
+            prefixed = {f"module.{key}": value for key, value in weights[student].items()}
+            torch.save({"model": prefixed}, folder / CHECKPOINT_NAMES[student])
+
+
+def _check_authors_settings(config: Co2SConfig, weights: dict[str, dict[str, torch.Tensor]]):
+    """Refuse a model that differs from what its weights would mean to the authors' code."""
+    options = {name: getattr(config, name) for name in ("decoder_num_attention_heads", "decoder_pool_size")}
+    authors = config_from_weights(
+        weights["clip"], weights["dinov3"], num_attention_heads=config.clip_config.num_attention_heads, **options
+    ).to_dict()
+    # Crops differ from run to run, and their logits sizes with them; that there is one is the authors' quirk.
+    authors |= {name: getattr(config, name) or authors[name] for name in ("clip_logits_size", "dinov3_logits_size")}
+    sections = {"": (authors, config.to_dict())}
+    sections |= {f"{name}.": (authors[name], config.to_dict()[name]) for name in ("clip_config", "dinov3_config")}
+    fields = [name for name in authors if name.startswith(("decoder_", "clip_", "dinov3_", "image_"))]
+    tower_fields = ["hidden_act", "layer_norm_eps", "num_attention_heads", "key_bias", "use_gated_mlp", "rope_theta"]
+    differing = []
+    for prefix, (expected, found) in sections.items():
+        for name in tower_fields if prefix else [field for field in fields if not field.endswith("_config")]:
+            pair = [list(v) if isinstance(v, tuple) else v for v in (found.get(name), expected.get(name))]
+            if pair[0] != pair[1]:
+                differing.append(f"{prefix}{name} is {pair[0]}, there {pair[1]}")
+    if differing:
+        raise ValueError(
+            "The authors' code would compute something else from this model: " + "; ".join(differing) + "."
+        )
 
 
 def main(arguments: list[str] | None = None):
@@ -376,6 +427,8 @@ def main(arguments: list[str] | None = None):
     args = parser.parse_args(arguments)
 
     if args.to_original:
+        if args.verify or args.clip_checkpoint or args.dinov3_checkpoint or args.hub_repo:
+            parser.error("--to_original takes --output_dir alone")
         convert_to_original(args.to_original, args.output_dir)
         print(f"Wrote {' and '.join(CHECKPOINT_NAMES.values())} to {args.output_dir}.")
         return

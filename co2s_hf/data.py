@@ -1,11 +1,15 @@
 """From a folder of images to labelled, unlabelled and validation samples, and to the batches that training takes.
 
 A folder holds `images/` and `labels/` and the lists `splits/labeled.txt`, `splits/unlabeled.txt` and
-`splits/val.txt` in the authors' format (`images/NAME labels/NAME` a line). An optional `classes.json`,
-`[{"name": "water", "color": [0, 0, 255]}, ...]` in label order, names the classes.
+`splits/val.txt` in the authors' format (`images/NAME labels/NAME` a line). An optional `classes.json`, in label order,
+`[{"name": "water", "color": [0, 0, 255], "concepts": ["water", "lake"]}, ...]`, describes the classes; colour and
+concepts may be left out.
 """
 
+import itertools
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +21,9 @@ from torch.utils.data import Dataset
 from .views import Geometry, draw_appearance, draw_cutmix_box, sample_generator
 
 
+# What random numbers are for, so that no two purposes share them.
+VIEWS_STREAM, LABELED_STREAM, UNLABELED_STREAM = range(3)
+
 SPLIT_FILES = {"labeled": "labeled.txt", "unlabeled": "unlabeled.txt", "validation": "val.txt"}
 
 
@@ -27,50 +34,54 @@ class Sample:
     image: Path
     label: Path | None
 
-    @property
-    def name(self) -> str:
-        """What messages and outputs call it: the image's stem."""
-        return self.image.stem
-
     def load_image(self) -> Image.Image:
         """Read the image as 8-bit RGB.
 
         Raises:
             ValueError: It cannot be read or is not 8-bit RGB or grey.
         """
-        image = _open(self.image)
-        if image.mode not in ("RGB", "L", "P", "1"):
-            raise ValueError(
-                f"{self.image} has the PIL mode '{image.mode}'; expected 8-bit RGB. Save its red, green and blue "
-                "bands, scaled to 0..255, as RGB."
-            )
-        return image.convert("RGB")
+        with _reading(self.image), Image.open(self.image) as image:
+            _check_image_mode(self.image, image)
+            return image.convert("RGB")
 
     def load_label(self) -> Image.Image:
         """Read the label map as a one-band image of class indices.
 
         Raises:
-            ValueError: It cannot be read, or has several bands.
+            ValueError: It cannot be read, has several bands, or values outside 0..255.
         """
-        label = _open(self.label)
-        if label.mode not in ("L", "P", "I", "I;16", "1"):
+        with _reading(self.label), Image.open(self.label) as label:
+            if label.mode not in ("L", "P", "I", "I;16", "1"):
+                raise ValueError(
+                    f"{self.label} has the PIL mode '{label.mode}'; expected one band of class indices. Turn its "
+                    "colours into indices first."
+                )
+            indices = np.asarray(label)  # a palette is for viewing: the indices behind it are the labels
+        if indices.min() < 0 or indices.max() > 255:
             raise ValueError(
-                f"{self.label} has the PIL mode '{label.mode}'; expected one band of class indices. Turn its colours "
-                "into indices first."
+                f"{self.label} has values from {indices.min()} to {indices.max()}; class indices lie between 0 and "
+                "255. Renumber the classes from 0."
             )
-        # A palette is for viewing; the indices behind it are the labels.
-        return Image.fromarray(np.asarray(label).astype(np.uint8))
+        return Image.fromarray(indices.astype(np.uint8))
 
 
-def _open(path: Path) -> Image.Image:
+def _check_image_mode(path: Path, image: Image.Image):
+    if image.mode not in ("RGB", "L", "P", "1"):
+        raise ValueError(
+            f"{path} has the PIL mode '{image.mode}'; expected 8-bit RGB. Save its red, green and blue bands, scaled "
+            "to 0..255, as RGB."
+        )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what Pillow says of a broken file into an error that names it."""
     try:
-        image = Image.open(path)
-        image.load()
+        yield
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{path} cannot be read as an image: {error}. Replace it, or take it off its list."
         ) from error
-    return image
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,7 @@ class SegmentationFolder:
     validation: tuple[Sample, ...]
     id2label: dict[int, str]
     palette: list[list[int]] | None
+    class_concepts: dict[str, list[str]] | None  # None when nothing names the classes
 
     @classmethod
     def open(
@@ -89,31 +101,55 @@ class SegmentationFolder:
     ) -> "SegmentationFolder":
         """Read the lists of a folder and check them.
 
+        Every label map of the labelled and validation lists is read, and the header of every image.
+
         Args:
             data_dir: The folder.
             class_names: Names in label order. Left out: those of `classes.json`, or `class_0`, `class_1` ... up to the
-                highest label of the labelled images.
+                highest label that occurs.
             ignore_index: Label of pixels without a class.
 
         Raises:
             FileNotFoundError: The folder, a list, or a listed file is missing; all missing files are counted.
-            ValueError: A list is empty or malformed, or labels exceed the classes.
+            ValueError: A list is empty or malformed, a file cannot be used, or labels exceed the classes.
         """
         root = Path(data_dir)
         if not root.is_dir():
             raise FileNotFoundError(f"The data folder '{root}' does not exist.")
         splits = {name: _read_split(root, name, file) for name, file in SPLIT_FILES.items()}
         _check_files(splits)
-        palette = None
-        classes_file = root / "classes.json"
-        if class_names is None and classes_file.exists():
-            classes = json.loads(classes_file.read_text())
-            class_names = [entry["name"] for entry in classes]
-            palette = [entry["color"] for entry in classes]
-        class_names = _check_labels([*splits["labeled"], *splits["validation"]], class_names, ignore_index)
-        if palette is None:
-            palette = _embedded_palette(splits["labeled"][0], len(class_names))
-        return cls(**splits, id2label=dict(enumerate(class_names)), palette=palette)
+        classes = _read_classes(root / "classes.json")
+        if class_names is not None:
+            classes = [{"name": name} for name in class_names]
+        num_labels = len(classes) if classes else None
+        found = [_check_labels(name, splits[name], num_labels, ignore_index) for name in ("labeled", "validation")]
+        if classes:
+            names = [entry["name"] for entry in classes]
+            concepts = {entry["name"]: entry.get("concepts", [entry["name"].replace("_", " ")]) for entry in classes}
+        else:
+            names, concepts = [f"class_{index}" for index in range(max(found) + 1)], None
+        palette = [entry["color"] for entry in classes if "color" in entry]
+        if len(palette) != len(names):
+            palette = _embedded_palette(splits["labeled"][0], len(names))
+        return cls(**splits, id2label=dict(enumerate(names)), palette=palette, class_concepts=concepts)
+
+
+def _read_classes(path: Path) -> list[dict]:
+    """The entries of `classes.json`; none where there is no such file."""
+    if not path.exists():
+        return []
+    try:
+        classes = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON file: {error}.") from error
+    if not isinstance(classes, list) or not all(
+        isinstance(c, dict) and isinstance(c.get("name"), str) for c in classes
+    ):
+        raise ValueError(
+            f'{path} must be a list in label order, with a name for every class: [{{"name": "water", "color": '
+            "[0, 0, 255]}, ...]."
+        )
+    return classes
 
 
 def _read_split(root: Path, name: str, file: str) -> tuple[Sample, ...]:
@@ -143,6 +179,9 @@ def _check_files(splits: dict[str, tuple[Sample, ...]]):
     if missing:
         listed = ", ".join(str(path) for path in missing[:5])
         raise FileNotFoundError(f"{len(missing)} listed files do not exist, among them: {listed}. Correct the lists.")
+    for sample in itertools.chain.from_iterable(splits.values()):
+        with _reading(sample.image), Image.open(sample.image) as image:
+            _check_image_mode(sample.image, image)
     for name in ("labeled", "unlabeled"):
         both = {sample.image for sample in splits[name]} & {sample.image for sample in splits["validation"]}
         if both:
@@ -152,8 +191,8 @@ def _check_files(splits: dict[str, tuple[Sample, ...]]):
             )
 
 
-def _check_labels(samples: list[Sample], class_names: list[str] | None, ignore_index: int) -> list[str]:
-    """Read every label map once: sizes match the images, values match the classes. Returns the class names."""
+def _check_labels(name: str, samples: tuple[Sample, ...], num_labels: int | None, ignore_index: int) -> int:
+    """Read every label map of a list: sizes match the images, values match the classes. Returns the highest label."""
     highest = -1
     for sample in samples:
         label = sample.load_label()
@@ -165,17 +204,18 @@ def _check_labels(samples: list[Sample], class_names: list[str] | None, ignore_i
                 )
         values = np.unique(np.asarray(label)).astype(int)
         values = values[values != ignore_index]
-        if class_names is not None and values.size and values.max() >= len(class_names):
+        if num_labels is not None and values.size and values.max() >= num_labels:
             raise ValueError(
-                f"{sample.label} has the label {values.max()}, but {len(class_names)} classes have the labels 0 to "
-                f"{len(class_names) - 1} and {ignore_index} means 'no class'. Name all classes, or correct the file."
+                f"{sample.label} has the label {values.max()}, but {num_labels} classes have the labels 0 to "
+                f"{num_labels - 1} and {ignore_index} means 'no class'. Name all classes, or correct the file."
             )
         highest = max(highest, int(values.max(initial=-1)))
     if highest < 0:
         raise ValueError(
-            "No pixel of the labelled and validation images has a class: all labels are the ignore value."
+            f"No pixel of the {len(samples)} {name} images has a class: all their labels are {ignore_index}, the "
+            "ignore value."
         )
-    return class_names or [f"class_{index}" for index in range(highest + 1)]
+    return highest
 
 
 def _embedded_palette(sample: Sample, num_labels: int) -> list[list[int]] | None:
@@ -188,16 +228,17 @@ def _embedded_palette(sample: Sample, num_labels: int) -> list[list[int]] | None
 
 
 class PairedViews(Dataset):
-    """Labelled and unlabelled samples walked together, augmented, as one map-style data set.
+    """Labelled and unlabelled samples walked together, augmented: one map-style data set for a whole run.
 
-    Item `n` of an epoch is the n-th of a fresh permutation of either list, the shorter one repeated. Order and views
-    depend on seed, epoch and n alone, so a run can be resumed anywhere and read by any number of workers.
+    Each list is walked in a fresh permutation as often as needed. Order and views depend on the seed and the item's
+    index alone, so a run can be resumed at any item and read by any number of workers.
 
     Args:
         labeled: Samples with labels.
         unlabeled: Samples whose labels are never read.
         crop_size: Side of the square views, in pixels.
-        length: Items of one epoch.
+        length: Items of the run: its steps times its global batch.
+        num_labeled_only: So many items at the beginning come without an unlabelled sample.
         seed: Of every random number here.
         ignore_index: Label of padding.
         with_partner: Also give another unlabelled image for CutMix: for batches of one.
@@ -209,18 +250,14 @@ class PairedViews(Dataset):
         unlabeled: tuple[Sample, ...],
         crop_size: int,
         length: int,
+        num_labeled_only: int = 0,
         seed: int = 0,
         ignore_index: int = 255,
         with_partner: bool = False,
     ):
         self.labeled, self.unlabeled = labeled, unlabeled
-        self.crop_size, self.length, self.seed, self.ignore_index = crop_size, length, seed, ignore_index
-        self.with_partner = with_partner
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int):
-        """Choose the epoch whose order and views are given; accelerate's loaders call this."""
-        self.epoch = epoch
+        self.crop_size, self.length, self.num_labeled_only = crop_size, length, num_labeled_only
+        self.seed, self.ignore_index, self.with_partner = seed, ignore_index, with_partner
 
     def __len__(self) -> int:
         return self.length
@@ -228,10 +265,13 @@ class PairedViews(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if not 0 <= index < self.length:
             raise IndexError(f"Item {index} of {self.length}.")  # what ends a plain `for` over the data set
-        rng = sample_generator(self.seed, self.epoch, index)
-        labeled = self.labeled[self._position(0, index, len(self.labeled))]
-        position = self._position(1, index, len(self.unlabeled))
-        item = self._labeled_item(labeled, rng) | self._unlabeled_item(self.unlabeled[position], rng)
+        rng = sample_generator(self.seed, VIEWS_STREAM, index)
+        labeled = self.labeled[self._position(LABELED_STREAM, index, len(self.labeled))]
+        item = self._labeled_item(labeled, rng)
+        if index < self.num_labeled_only:
+            return item
+        position = self._position(UNLABELED_STREAM, index - self.num_labeled_only, len(self.unlabeled))
+        item |= self._unlabeled_item(self.unlabeled[position], rng)
         item |= {f"cutmix_boxes_{n}": torch.from_numpy(draw_cutmix_box(rng, self.crop_size)) for n in (1, 2)}
         if self.with_partner:
             others = len(self.unlabeled) - 1
@@ -241,15 +281,15 @@ class PairedViews(Dataset):
         return item
 
     def _position(self, stream: int, index: int, size: int) -> int:
-        """Where item `index` of the epoch lies in a list that is permuted anew each time it is walked."""
+        """Where the index-th item lies in a list that is permuted anew each time it is walked."""
         lap, place = divmod(index, size)
-        return int(np.random.default_rng([self.seed, self.epoch, stream, lap]).permutation(size)[place])
+        return int(sample_generator(self.seed, stream, lap).permutation(size)[place])
 
     def _labeled_item(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         image = sample.load_image()
         geometry = Geometry.draw(rng, image.size, self.crop_size)
         labels = geometry.apply(sample.load_label(), self.ignore_index, Image.Resampling.NEAREST)
-        return {"labeled": _to_tensor(geometry, image), "labels": torch.from_numpy(labels).long()}
+        return {"labeled": _to_tensor(geometry, image), "labels": torch.from_numpy(labels)}
 
     def _unlabeled_item(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         image = sample.load_image()

@@ -24,24 +24,25 @@ def check_new_folder(path: str | Path) -> Path:
 def written_beside(path: str | Path) -> Iterator[Path]:
     """Give a temporary folder beside `path` to fill; on success it takes the place of `path`, whole.
 
-    What stood there before stays untouched until then, and if anything fails.
+    What stood there stays untouched until then, and if anything fails.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays a link to the new content
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    previous = path.with_name(f"{folder.name}-previous")
     try:
         yield folder
         folder.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        previous = None
         if path.exists():
-            previous = path.with_name(f"{folder.name}-previous")
             os.replace(path, previous)
         os.replace(folder, path)
-        if previous is not None:
-            shutil.rmtree(previous)
     except BaseException:
+        if previous.exists() and not path.exists():
+            os.replace(previous, path)
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    if previous.exists():
+        shutil.rmtree(previous)
 
 
 def _umask() -> int:

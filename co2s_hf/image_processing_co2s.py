@@ -104,40 +104,56 @@ class Co2SImageProcessor(PilBackend):
         images: ImageInput,
         segmentation_maps: ImageInput | None,
         do_rescale: bool,
-        image_mean: list[float],
         input_data_format: str | None,
         return_tensors: str | TensorType | None,
         **kwargs,
     ) -> BatchFeature:
-        # transformers' flattening takes a 2-dimensional array for no image: give grey ones their channel first.
-        images = [_with_channel(image) for image in images] if isinstance(images, list) else _with_channel(images)
-        images = self._prepare_images_structure(images)
-        arrays = [_image_to_array(image, len(image_mean), input_data_format, n) for n, image in enumerate(images)]
-        if do_rescale:
-            for n, array in enumerate(arrays):
-                _check_range(array, n)
-        data = {
-            "pixel_values": [
-                self._prepare_one(array, do_rescale=do_rescale, image_mean=image_mean, **kwargs) for array in arrays
-            ]
-        }
-        if segmentation_maps is not None:
-            maps = self._prepare_images_structure(segmentation_maps, expected_ndims=2)
-            if len(maps) != len(arrays):
-                raise ValueError(f"{len(arrays)} images came with {len(maps)} segmentation maps; give one for each.")
-            data["labels"] = [
-                self._prepare_map(_map_to_array(map_, n), arrays[n].shape[-2:], n, **kwargs)
-                for n, map_ in enumerate(maps)
-            ]
-        sizes = sorted({array.shape[-2:] for array in data["pixel_values"]})
+        unsupported = {"do_center_crop": None, "do_pad": None, "data_format": "channels_first"}
+        for name, default in unsupported.items():
+            if kwargs.get(name) not in (None, False, default):
+                raise ValueError(f"`{name}={kwargs[name]}` is not supported: the model takes images of any size.")
+        num_channels = len(self.image_mean) if isinstance(self.image_mean, list | tuple) else 3
+        convert = bool(kwargs.get("do_convert_rgb"))
+        arrays = [
+            _image_to_array(image, num_channels, input_data_format, convert, n)
+            for n, image in enumerate(self._flatten(images))
+        ]
+        if not arrays:
+            raise ValueError("No image was given; pass at least one.")
+        for n, array in enumerate(arrays):
+            _check_values(array, do_rescale, n)
+        pixel_values = [self._prepare_image(array, do_rescale=do_rescale, **kwargs) for array in arrays]
+        sizes = sorted({image.shape[-2:] for image in pixel_values})
         if return_tensors is not None and len(sizes) > 1:
             raise ValueError(
                 f"Images of different sizes (height, width) {sizes} do not make one tensor. Pass `do_resize=True` "
                 "with `size={'height': ..., 'width': ...}`, process them one at a time, or leave out `return_tensors`."
             )
+        data = {"pixel_values": pixel_values}
+        if segmentation_maps is not None:
+            maps = [_map_to_array(map_, n) for n, map_ in enumerate(self._flatten(segmentation_maps))]
+            if len(maps) != len(arrays):
+                raise ValueError(f"{len(arrays)} images came with {len(maps)} segmentation maps; give one for each.")
+            for n, (array, map_) in enumerate(zip(arrays, maps)):
+                if map_.shape != array.shape[-2:]:
+                    raise ValueError(
+                        f"Segmentation map {n} is {map_.shape[0]}x{map_.shape[1]} (height x width), but its image is "
+                        f"{array.shape[1]}x{array.shape[2]}. Each pixel of the image needs one label."
+                    )
+            data["labels"] = [
+                _prepare_map(map_, image.shape[-2:], kwargs["do_reduce_labels"])
+                for map_, image in zip(maps, pixel_values)
+            ]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
-    def _prepare_one(
+    def _flatten(self, images: ImageInput) -> list:
+        """One image, a batch or a list (2-dimensional ones included) as a list of images."""
+        if isinstance(images, list | tuple):
+            return [image for entry in images for image in self._flatten(entry)]
+        images = self.fetch_images(images)
+        return list(images) if getattr(images, "ndim", 0) == 4 else [images]
+
+    def _prepare_image(
         self,
         image,
         do_resize,
@@ -157,18 +173,6 @@ class Co2SImageProcessor(PilBackend):
         if do_normalize:
             image = self.normalize(image, image_mean, image_std)
         return image.astype(np.float32)
-
-    def _prepare_map(self, labels, image_size, index, do_reduce_labels, do_resize, size, **kwargs) -> np.ndarray:
-        if labels.shape != image_size:
-            raise ValueError(
-                f"Segmentation map {index} is {labels.shape[0]}x{labels.shape[1]} (height x width), but its image is "
-                f"{image_size[0]}x{image_size[1]}. Each pixel of the image needs one label."
-            )
-        if do_reduce_labels:
-            labels = np.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1)
-        if do_resize:
-            labels = self.resize(labels[None].astype(np.uint8), size, PILImageResampling.NEAREST)[0]
-        return labels.astype(np.int64)
 
     def post_process_semantic_segmentation(
         self,
@@ -211,14 +215,12 @@ class Co2SImageProcessor(PilBackend):
         return results if return_segmentation_scores else [result.segmentation for result in results]
 
 
-def _with_channel(image: ImageInput) -> ImageInput:
-    return image[None] if getattr(image, "ndim", 0) == 2 else image
-
-
-def _image_to_array(image: ImageInput, num_channels: int, input_data_format: str | None, index: int) -> np.ndarray:
+def _image_to_array(
+    image: ImageInput, num_channels: int, input_data_format: str | None, do_convert_rgb: bool, index: int
+) -> np.ndarray:
     """An image of any accepted kind as an array (channels, height, width), or an error that says what it is."""
     if isinstance(image, Image.Image):
-        if image.mode in ("1", "L", "P") and num_channels == 3:
+        if num_channels == 3 and (do_convert_rgb or image.mode in ("1", "L", "P")):
             image = image.convert("RGB")
         if image.mode != "RGB":
             raise ValueError(
@@ -227,28 +229,38 @@ def _image_to_array(image: ImageInput, num_channels: int, input_data_format: str
                 "uint8."
             )
         array, input_data_format = np.asarray(image), "channels_last"
+    elif isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        array = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
     else:
-        array = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+        array = np.asarray(image)
+    array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or 0 in array.shape:
         raise ValueError(f"Image {index} has the shape {array.shape}; expected (height, width, channels), none empty.")
     if input_data_format is None:
-        # Both axes may have as many entries as there are channels, in an image 3 pixels high: channels first then,
-        # as a tensor has them.
-        input_data_format = "channels_first" if array.shape[0] in (1, num_channels) else "channels_last"
+        # Where both ends could be channels they are taken to come first, as in a tensor.
+        ends = (array.shape[0], array.shape[-1])
+        found = next((ends.index(n) for n in (num_channels, 1) if n in ends), None)
+        if found is None:
+            raise ValueError(
+                f"Image {index} has the shape {array.shape}, which has neither {num_channels} bands nor 1 at either "
+                "end. Pick the bands that stand for red, green and blue."
+            )
+        input_data_format = "channels_first" if found == 0 else "channels_last"
     if input_data_format == "channels_last":
         array = np.moveaxis(array, -1, 0)
     if array.shape[0] == 1:
         array = np.repeat(array, num_channels, axis=0)
     if array.shape[0] != num_channels:
         raise ValueError(
-            f"Image {index} has the shape {array.shape} (channels first), so {array.shape[0]} bands; expected "
+            f"Image {index} has {array.shape[0]} bands of {array.shape[1]}x{array.shape[2]} pixels; expected "
             f"{num_channels}. Pick the bands that stand for red, green and blue."
         )
     return array
 
 
-def _check_range(array: np.ndarray, index: int):
-    """Refuse what is not 8-bit content: it would be normalised into nonsense."""
+def _check_values(array: np.ndarray, do_rescale: bool, index: int):
+    """Refuse what is not 8-bit (or, rescaled before, finite) content: it would be normalised into nonsense."""
     remedy = "Scale it to 0..255 (say, between its 2nd and 98th percentile) and pass uint8"
     if array.dtype == np.uint16:
         raise ValueError(
@@ -259,6 +271,8 @@ def _check_range(array: np.ndarray, index: int):
             f"Image {index} holds {np.count_nonzero(~np.isfinite(array))} NaN or infinite values. Fill them (nodata, "
             "for instance, with 0) first."
         )
+    if not do_rescale:
+        return
     low, high = array.min(), array.max()
     if low < 0 or high > 255:
         raise ValueError(
@@ -277,12 +291,24 @@ def _map_to_array(segmentation_map: ImageInput, index: int) -> np.ndarray:
         segmentation_map = segmentation_map.detach().cpu().numpy()
     array = np.asarray(segmentation_map)
     array = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
-    if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer) or array.size == 0:
+    if array.ndim != 2 or array.dtype.kind not in "iub" or array.size == 0:
         raise ValueError(
             f"Segmentation map {index} has the shape {array.shape} and the type {array.dtype}; expected class indices "
             "(height, width), integers. Turn colours into class indices first."
         )
     return array.astype(np.int64)
+
+
+def _prepare_map(labels: np.ndarray, size: tuple[int, int], do_reduce_labels: bool) -> np.ndarray:
+    """Lower the labels if asked, and resize to the (height, width) that the image has by now."""
+    if do_reduce_labels:
+        labels = np.where(
+            labels == 0, IGNORE_INDEX, np.where((labels < 0) | (labels == IGNORE_INDEX), labels, labels - 1)
+        )
+    if labels.shape != size:
+        image = Image.fromarray(labels.astype(np.int32))
+        labels = np.asarray(image.resize(size[::-1], Image.Resampling.NEAREST)).astype(np.int64)
+    return labels
 
 
 __all__ = ["Co2SImageProcessor"]

@@ -32,7 +32,7 @@ class Co2SSemanticSegmenterOutput(ModelOutput):
     """Output of [`Co2SForSemanticSegmentation`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+        loss (`torch.FloatTensor`, a scalar, *optional*, returned when `labels` is given):
             Sum of the computed students' cross-entropies.
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels, height, width)`):
             Fused logits at the input's size: their softmax is the fused class probabilities.
@@ -69,14 +69,28 @@ def fuse_logits(clip_logits: torch.Tensor, dinov3_logits: torch.Tensor, fusion: 
 
     Returns:
         Tensor (batch, classes, height, width); gradients flow to what was taken.
+
+    Raises:
+        ValueError: Another fusion is asked for.
     """
     if fusion == "average":
-        log_probabilities = torch.logaddexp(clip_logits.log_softmax(dim=1), dinov3_logits.log_softmax(dim=1))
-        return log_probabilities - math.log(2)
-    # Maximum log-probability orders pixels as the maximum probability does, and does not saturate at 1.
-    clip_confidence = clip_logits.amax(dim=1) - clip_logits.logsumexp(dim=1)
-    dinov3_confidence = dinov3_logits.amax(dim=1) - dinov3_logits.logsumexp(dim=1)
-    return torch.where((clip_confidence >= dinov3_confidence).unsqueeze(1), clip_logits, dinov3_logits)
+        log_probabilities = [logits.float().log_softmax(dim=1) for logits in (clip_logits, dinov3_logits)]
+        return (torch.logaddexp(*log_probabilities) - math.log(2)).to(clip_logits.dtype)
+    if fusion != "confidence":
+        raise ValueError(f"`fusion` is '{fusion}'; two students fuse by 'confidence' or 'average'.")
+    surer = _log_odds(clip_logits) >= _log_odds(dinov3_logits)
+    return torch.where(surer.unsqueeze(1), clip_logits, dinov3_logits)
+
+
+def _log_odds(logits: torch.Tensor) -> torch.Tensor:
+    """Log-odds of the most probable class, (batch, height, width).
+
+    They order pixels as the maximum probability does, but neither saturate where it rounds to 1 nor cancel in half
+    precision.
+    """
+    highest, index = logits.float().max(dim=1, keepdim=True)
+    others = logits.float().scatter(1, index, -torch.inf)
+    return (highest - others.logsumexp(dim=1, keepdim=True)).squeeze(1)
 
 
 def semantic_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
@@ -205,34 +219,56 @@ class Co2SQueryGuidance(nn.Module):
         return self.queries
 
 
+class Co2STrimmedConv2d(nn.Conv2d):
+    """A convolution that keeps the size, without the taps that reach beyond the map from every position.
+
+    They only ever see padding: on a 16x16 map a 3x3 kernel of dilation 18 keeps its centre, a ninth of the work.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        taps, padding = [], []
+        for side, size, dilation, pad in zip(hidden_states.shape[-2:], self.kernel_size, self.dilation, self.padding):
+            reaches = size != 3 or dilation < side
+            taps.append(slice(None) if reaches else slice(1, 2))
+            padding.append(pad if reaches else 0)
+        return F.conv2d(hidden_states, self.weight[:, :, taps[0], taps[1]], padding=padding, dilation=self.dilation)
+
+
+class Co2SSharedConv2d(nn.Conv2d):
+    """A convolution of every class's map joined by the image's features, which are convolved once for all classes.
+
+    Convolving [map, features] is the sum of convolving each.
+    """
+
+    def forward(self, class_maps: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Convolve maps (batch * classes, channels, h, w) with features (batch, channels, h, w)."""
+        own_weight, shared_weight = self.weight.split([class_maps.shape[1], features.shape[1]], dim=1)
+        own = F.conv2d(class_maps, own_weight, padding=self.padding).unflatten(0, (features.shape[0], -1))
+        return (own + F.conv2d(features, shared_weight, padding=self.padding).unsqueeze(1)).flatten(0, 1)
+
+
 class Co2SConvNorm(nn.Sequential):
     """Convolution without bias that keeps the size, group norm, ReLU."""
 
-    def __init__(self, config: Co2SConfig, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1):
+    def __init__(
+        self,
+        config: Co2SConfig,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        dilation: int = 1,
+        convolution: type[nn.Conv2d] = Co2STrimmedConv2d,
+    ):
         padding = dilation * (kernel_size // 2)
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False),
+            convolution(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False),
             nn.GroupNorm(out_channels // config.decoder_group_norm_channels, out_channels),
             nn.ReLU(),
         )
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         convolution, norm, activation = self
-        return activation(norm(self._convolve(convolution, hidden_states)))
-
-    @staticmethod
-    def _convolve(convolution: nn.Conv2d, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The convolution, without the taps that reach beyond the map from every position.
-
-        They only ever see padding: on a 16x16 map a dilation of 18 leaves the centre tap, a ninth of the work.
-        """
-        taps, padding = [], []
-        for side, dilation, pad in zip(hidden_states.shape[-2:], convolution.dilation, convolution.padding):
-            reaches = pad == 0 or dilation < side
-            taps.append(slice(None) if reaches else slice(1, 2))
-            padding.append(pad if reaches else 0)
-        weight = convolution.weight[:, :, taps[0], taps[1]]
-        return F.conv2d(hidden_states, weight, padding=padding, dilation=convolution.dilation)
+        return activation(norm(convolution(*inputs)))
 
 
 class Co2SSpatialPyramid(nn.Module):
@@ -305,22 +341,13 @@ class Co2SUpsampling(nn.Module):
         super().__init__()
         self.upsample = nn.ConvTranspose2d(in_channels, in_channels - skip_channels, kernel_size=2, stride=2)
         self.skip = nn.Sequential(nn.Conv2d(feature_size, skip_channels, kernel_size=3, padding=1), nn.ReLU())
-        self.refine = nn.Sequential(
-            Co2SConvNorm(config, in_channels, out_channels, kernel_size=3),
-            Co2SConvNorm(config, out_channels, out_channels, kernel_size=3),
-        )
+        self.join = Co2SConvNorm(config, in_channels, out_channels, kernel_size=3, convolution=Co2SSharedConv2d)
+        self.refine = Co2SConvNorm(config, out_channels, out_channels, kernel_size=3)
 
     def forward(self, class_maps: torch.Tensor, feature: torch.Tensor) -> torch.Tensor:
-        batch_size, num_labels = class_maps.shape[:2]
         upsampled = self.upsample(class_maps.flatten(0, 1))
         skip = F.interpolate(self.skip(feature), size=upsampled.shape[-2:], mode="bilinear", align_corners=True)
-        # Every class sees the image's features. Convolving [class map, features] is the sum of convolving each, and
-        # so the features are convolved once per image instead of once per class.
-        (convolution, norm, activation), last = self.refine
-        own_weight, skip_weight = convolution.weight.split([upsampled.shape[1], skip.shape[1]], dim=1)
-        class_maps = F.conv2d(upsampled, own_weight, padding=1).unflatten(0, (batch_size, num_labels))
-        class_maps = class_maps + F.conv2d(skip, skip_weight, padding=1).unsqueeze(1)
-        return last(activation(norm(class_maps.flatten(0, 1)))).unflatten(0, (batch_size, num_labels))
+        return self.refine(self.join(upsampled, skip)).unflatten(0, class_maps.shape[:2])
 
 
 class Co2SDecoder(nn.Module):
@@ -570,6 +597,8 @@ class Co2SForSemanticSegmentation(Co2SPreTrainedModel):
             For every student, logits (batch + dropout samples, classes, height, width).
         """
         self._check_images(pixel_values)
+        if unknown := [name for name in students if name not in STUDENTS]:
+            raise ValueError(f"`students` holds {unknown}; give a tuple of names out of {STUDENTS}.")
         return {
             name: getattr(self, name)(pixel_values, dropout_samples, dropout_probability).logits for name in students
         }
@@ -592,15 +621,15 @@ class Co2SForSemanticSegmentation(Co2SPreTrainedModel):
 
         Args:
             train: "attention" (the paper: query, key, value and output projections of every layer), "none", or
-                "all" (everything that the forward pass reads).
+                "all".
 
         Returns:
             The model itself.
 
         Note:
             The tapped features of CLIP's last layer use its value path alone, so that layer's query and key
-            projections, though trainable as in the paper, receive no gradient: under DistributedDataParallel set
-            `find_unused_parameters=True`.
+            projections, though trainable as in the paper, receive no gradient, nor does anything above the last
+            tapped layers: under DistributedDataParallel set `find_unused_parameters=True`.
         """
         if train not in ("attention", "none", "all"):
             raise ValueError(f"`train` is '{train}'; choose attention, none or all.")
@@ -618,18 +647,21 @@ class Co2SForSemanticSegmentation(Co2SPreTrainedModel):
         text_embeddings: torch.Tensor | None = None,
         text_encoder: str | None = None,
         palette: list[list[int]] | None = None,
+        **load_kwargs,
     ) -> "Co2SForSemanticSegmentation":
         """Change the classes by changing their text; the CLIP student then segments classes it never saw.
 
         Learnable queries of classes that keep their name are kept. New classes get fresh queries, which mean nothing
-        until trained, so `config.fusion` becomes "clip" when there are any.
+        until trained, so `config.fusion` becomes "clip" when there are any. The queries are a new parameter: make
+        optimisers afterwards.
 
         Args:
-            class_concepts: For every class, in label order, its concepts.
+            class_concepts: For every class its concepts; their order is the new label order.
             text_embeddings: (classes, `config.clip_config.projection_dim`). Left out, the concepts are encoded.
             text_encoder: Hub name or local folder of the CLIP checkpoint to encode with; `config.text_encoder` when
                 left out.
             palette: One RGB colour per class; none when left out, unless the classes are the same as before.
+            load_kwargs: Passed to the text encoder's `from_pretrained` (`token`, `revision`, ...).
 
         Returns:
             The model itself.
@@ -644,7 +676,7 @@ class Co2SForSemanticSegmentation(Co2SPreTrainedModel):
         config.text_encoder = text_encoder or config.text_encoder
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
-        config.class_concepts = {label: list(concepts) for label, concepts in class_concepts.items()}
+        config.class_concepts = dict(class_concepts)
         config.palette = config.palette if palette is None and labels == old_labels else palette
         config.validate()
         new_labels = [label for label in labels if label not in old_labels]
@@ -657,7 +689,7 @@ class Co2SForSemanticSegmentation(Co2SPreTrainedModel):
                     "This model does not know which CLIP checkpoint its class text came from (`config.text_encoder` "
                     "is None). Pass `text_encoder` (Hub name or folder of that CLIP checkpoint) or `text_embeddings`."
                 )
-            text_embeddings = encode_class_concepts(config.class_concepts, config.text_encoder)
+            text_embeddings = encode_class_concepts(config.class_concepts, config.text_encoder, **load_kwargs)
         expected_shape = (len(labels), config.clip_config.projection_dim)
         if tuple(text_embeddings.shape) != expected_shape:
             raise ValueError(
@@ -691,8 +723,11 @@ class Co2SForSemanticSegmentation(Co2SPreTrainedModel):
         id2label: dict[int, str],
         class_concepts: dict[str, list[str]] | None = None,
         text_embeddings: torch.Tensor | None = None,
-        revision: str | None = None,
+        clip_revision: str | None = None,
+        dinov3_revision: str | None = None,
         token: str | bool | None = None,
+        cache_dir: str | None = None,
+        local_files_only: bool = False,
         **config_kwargs,
     ) -> "Co2SForSemanticSegmentation":
         """Build a model for training from pretrained towers; decoders and queries are fresh.
@@ -706,11 +741,14 @@ class Co2SForSemanticSegmentation(Co2SPreTrainedModel):
             dinov3: Hub name or local folder of a DINOv3 ViT. Names containing "sat493m" select the satellite
                 statistics.
             id2label: Class names by index.
-            class_concepts: For every class, in label order, the words whose prompts make its text embedding; each
-                class's own name when left out.
-            text_embeddings: (classes, projection width) instead of encoding text.
-            revision: Commit, branch or tag of the CLIP repository.
+            class_concepts: For every class the words whose prompts make its text embedding; each class's own name
+                when left out.
+            text_embeddings: (classes, projection width), in label order, instead of encoding text.
+            clip_revision: Commit, branch or tag of the CLIP repository.
+            dinov3_revision: The same of the DINOv3 repository.
             token: Access token for gated or private repositories.
+            cache_dir: Where downloads are kept.
+            local_files_only: Do not look on the Hub.
             config_kwargs: Further fields of [`Co2SConfig`].
 
         Returns:
@@ -718,12 +756,18 @@ class Co2SForSemanticSegmentation(Co2SPreTrainedModel):
 
         Raises:
             OSError: A tower cannot be loaded; the message names it and says what to do.
+            TypeError: A keyword is no field of the configuration.
             StrictDataclassError: The towers and the other fields do not fit together.
         """
-        clip_tower = load_tower(
-            CLIPVisionModelWithProjection, clip, "CLIP's vision tower", revision=revision, token=token
-        )
-        dinov3_tower = load_tower(DINOv3ViTModel, dinov3, "DINOv3's tower", token=token)
+        if unknown := set(config_kwargs) - (set(cls.config_class.__dataclass_fields__) - {"dtype"}):
+            raise TypeError(
+                f"from_backbones() got {sorted(unknown)}, which Co2SConfig has no field for. (For another precision "
+                "call `model.to(dtype)` afterwards.)"
+            )
+        load_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        clip_kwargs = {**load_kwargs, "revision": clip_revision}
+        clip_tower = load_tower(CLIPVisionModelWithProjection, clip, "CLIP's vision tower", **clip_kwargs)
+        dinov3_tower = load_tower(DINOv3ViTModel, dinov3, "DINOv3's tower", **load_kwargs, revision=dinov3_revision)
         satellite = "sat493m" in str(dinov3)
         if class_concepts is None:
             class_concepts = {id2label[index]: [id2label[index].replace("_", " ")] for index in sorted(id2label)}
@@ -746,8 +790,8 @@ class Co2SForSemanticSegmentation(Co2SPreTrainedModel):
         model.clip.encoder.visual_projection.load_state_dict(clip_tower.visual_projection.state_dict())
         model.dinov3.encoder.vision_model.load_state_dict(dinov3_tower.state_dict())
         if text_embeddings is None:
-            text_embeddings = encode_class_concepts(class_concepts, clip, revision=revision, token=token)
-        model.set_class_concepts(class_concepts, text_embeddings, palette=config.palette)
+            text_embeddings = encode_class_concepts(config.class_concepts, clip, **clip_kwargs)
+        model.set_class_concepts(config.class_concepts, text_embeddings, palette=config.palette)
         return model.freeze_backbones().eval()
 
 

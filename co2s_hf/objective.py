@@ -131,20 +131,19 @@ class Co2SObjective(nn.Module):
         self.feature_dropout = feature_dropout
         self.stability = stability
 
-    def forward(self, views: Views, stability_weight: float, unlabeled_weight: float = 1.0) -> dict[str, torch.Tensor]:
+    def forward(self, views: Views, stability_weight: float = 0.0) -> dict[str, torch.Tensor]:
         """Compute every loss with one backbone pass per student.
 
         Args:
-            views: One batch.
+            views: One batch; without unlabelled images only `loss_supervised` is computed.
             stability_weight: lambda of this step, see [`stability_weight`].
-            unlabeled_weight: Factor on everything that comes from unlabelled images; 0 skips their passes.
 
         Returns:
             `loss` (the sum to minimise, with gradient) and, detached, `<student>/loss_supervised`,
             `/loss_strong_1`, `/loss_strong_2`, `/loss_feature_dropout`, `/loss_stability`, `/loss` and
             `/confident_fraction` (of the pixels that show an image).
         """
-        if unlabeled_weight == 0:
+        if views.weak is None:
             logits = self.model.student_logits(views.labeled)
             losses = {name: {"loss_supervised": self._supervised(logits[name], views)} for name in STUDENTS}
             totals = {name: 0.5 * terms["loss_supervised"] for name, terms in losses.items()}
@@ -187,8 +186,8 @@ class Co2SObjective(nn.Module):
             terms["loss_stability"] = stability[name]
             strong = self.strong_weight * (terms["loss_strong_1"] + terms["loss_strong_2"])
             perturbed = self.feature_dropout_weight * terms["loss_feature_dropout"]
-            unlabeled = 0.5 * (strong + perturbed) + stability_weight * terms["loss_stability"]
-            totals[name] = 0.5 * terms["loss_supervised"] + unlabeled_weight * unlabeled
+            totals[name] = 0.5 * (terms["loss_supervised"] + strong + perturbed)
+            totals[name] = totals[name] + stability_weight * terms["loss_stability"]
         return self._report(losses, totals)
 
     def _supervised(self, logits: torch.Tensor, views: Views) -> torch.Tensor:

@@ -186,6 +186,6 @@ def write_scenes(
                 mask.save(target / "labels" / name)
                 lines.append(f"images/{name} labels/{name}\n")
             (target / "splits" / SPLIT_FILES[split]).write_text("".join(lines))
-        classes = [{"name": facts.name, "color": list(facts.color)} for facts in CLASSES]
+        classes = [{"name": c.name, "color": list(c.color), "concepts": c.concepts} for c in CLASSES]
         (target / "classes.json").write_text(json.dumps(classes, indent=1) + "\n")
     return Path(folder)

@@ -1,5 +1,8 @@
 """Class-text embeddings, which guide the CLIP student (the paper's explicit semantic guidance)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, PreTrainedModel
@@ -7,6 +10,19 @@ from transformers.utils import logging
 
 
 PROMPT = "a photo of a {}"
+
+
+@contextmanager
+def _loading(name_or_path: str, role: str) -> Iterator[None]:
+    """Turn a failed download or read into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"Cannot load {role} from '{name_or_path}'. If it is a Hub repository: check the name; if it is gated, "
+            f"accept its terms at https://huggingface.co/{name_or_path} and log in with `hf auth login`; without "
+            f"network access pass a local folder instead. The library said: {error}"
+        ) from error
 
 
 def load_tower(model_class: type[PreTrainedModel], name_or_path: str, role: str, **kwargs) -> PreTrainedModel:
@@ -24,15 +40,10 @@ def load_tower(model_class: type[PreTrainedModel], name_or_path: str, role: str,
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a CLIP checkpoint's other half would be reported as unexpected
     try:
-        model, info = model_class.from_pretrained(
-            name_or_path, dtype=torch.float32, output_loading_info=True, **kwargs
-        )
-    except OSError as error:
-        raise OSError(
-            f"Cannot load {role} from '{name_or_path}'. If it is a Hub repository: check the name; if it is gated, "
-            f"accept its terms at https://huggingface.co/{name_or_path} and log in with `hf auth login`; without "
-            f"network access pass a local folder instead. The library said: {error}"
-        ) from error
+        with _loading(name_or_path, role):
+            model, info = model_class.from_pretrained(
+                name_or_path, dtype=torch.float32, output_loading_info=True, **kwargs
+            )
     finally:
         logging.set_verbosity(verbosity)
     if info["missing_keys"]:
@@ -64,7 +75,15 @@ def encode_class_concepts(class_concepts: dict[str, list[str]], text_encoder: st
     if empty := [label for label, concepts in class_concepts.items() if not concepts]:
         raise ValueError(f"No concept is given for {empty}. Give at least the class's own name.")
     model = load_tower(CLIPTextModelWithProjection, text_encoder, "CLIP's text tower", **kwargs)
-    tokenizer = AutoTokenizer.from_pretrained(text_encoder, **kwargs)
+    with _loading(text_encoder, "CLIP's tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(text_encoder, **kwargs)
+    if len(tokenizer) != model.config.vocab_size:
+        # A folder without tokenizer files gives an empty one, to which all words are the same.
+        raise OSError(
+            f"The tokenizer in '{text_encoder}' has {len(tokenizer)} tokens, but its text tower "
+            f"{model.config.vocab_size}. Put the tokenizer's files beside the weights: "
+            "`AutoTokenizer.from_pretrained(...).save_pretrained(...)`."
+        )
     prompts = [PROMPT.format(concept) for concepts in class_concepts.values() for concept in concepts]
     embeddings = model(**tokenizer(prompts, padding=True, return_tensors="pt")).text_embeds
     per_class = embeddings.split([len(concepts) for concepts in class_concepts.values()])

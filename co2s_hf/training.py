@@ -23,12 +23,12 @@ PREDICTORS = (*STUDENTS, "fused")
 
 
 def use_all_cores(accelerator: Accelerator):
-    """Share the machine's cores among its processes when training on CPUs.
+    """Share the machine's cores among the processes of a CPU run started by `accelerate launch`.
 
-    `accelerate launch` leaves each process one thread (OMP_NUM_THREADS=1) unless `--num_cpu_threads_per_process` is
-    given.
+    The launcher leaves each process one thread unless `--num_cpu_threads_per_process` asks for more. Without the
+    launcher PyTorch's own choice (and OMP_NUM_THREADS) stands.
     """
-    if accelerator.device.type == "cpu":
+    if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(max(torch.get_num_threads(), cores // processes))
@@ -86,7 +86,7 @@ def polynomial_decay(optimizer: Optimizer, total_steps: int, power: float = 0.9)
 
 
 def steps_per_epoch(num_labeled: int, num_unlabeled: int, global_batch_size: int) -> int:
-    """Steps in which every image of the longer list is seen at least once."""
+    """Steps in which every image of the longer list is seen at least once: the paper's epoch."""
     return math.ceil(max(num_labeled, num_unlabeled) / global_batch_size)
 
 

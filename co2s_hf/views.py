@@ -7,6 +7,7 @@ mask and padding share one geometry by construction.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from kornia.enhance import (
     adjust_hue,
     adjust_saturation_with_gray_subtraction,
 )
-from kornia.filters import gaussian_blur2d
+from kornia.filters import filter2d_separable, get_gaussian_kernel1d
 from PIL import Image
 
 
@@ -29,9 +30,9 @@ NO_BLUR_SIGMA_PX = 0.01  # its kernel is exactly one pixel
 CUTMIX_PROBABILITY, CUTMIX_AREA, CUTMIX_ASPECT = 0.5, (0.02, 0.4), (0.3, 1 / 0.3)
 
 
-def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random numbers of one sample in one epoch: the same on any machine, in any order."""
-    return np.random.default_rng([seed, epoch, index])
+def sample_generator(seed: int, stream: int, index: int) -> np.random.Generator:
+    """Random numbers of the index-th thing of a stream: the same on any machine, in any order."""
+    return np.random.default_rng([seed, stream, index])
 
 
 @dataclass(frozen=True)
@@ -121,14 +122,21 @@ def strong_view(images: torch.Tensor, appearance: torch.Tensor) -> torch.Tensor:
     images = adjust_saturation_with_gray_subtraction(images, saturation)
     images = adjust_hue(images, hue)
     images = torch.where(gray.bool().view(-1, 1, 1, 1), rgb_to_grayscale(images), images)
-    kernel_size = 4 * int(BLUR_SIGMA_PX[1]) + 1  # two standard deviations to each side
-    return gaussian_blur2d(images, kernel_size, torch.stack([sigma, sigma], dim=1), border_type="replicate")
+    # Two standard deviations to each side. (kornia's gaussian_blur2d would wait for the device to check sigma.)
+    kernel = get_gaussian_kernel1d(4 * int(BLUR_SIGMA_PX[1]) + 1, sigma.unsqueeze(1))
+    return filter2d_separable(images, kernel, kernel, border_type="replicate")
 
 
 def normalize(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
     """(image - mean) / std per channel, for a batch of images in 0..1."""
-    mean, std = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (mean, std))
+    mean, std = (_per_channel(tuple(values), images.device) for values in (mean, std))
     return (images - mean) / std
+
+
+@lru_cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """(1, channels, 1, 1) on the device, copied there once."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def cutmix(own: torch.Tensor, other: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
@@ -146,18 +154,19 @@ def cutmix(own: torch.Tensor, other: torch.Tensor, boxes: torch.Tensor) -> torch
 class Views:
     """One batch on the device. Images are normalised floats (batch, channels, height, width).
 
-    `strong_1` and `strong_2` are not mixed yet. Without explicit partners every image is mixed with the next one of
-    the batch; explicit ones are predicted in the same pass.
+    Without unlabelled images (`weak` is None) a step is supervised. `strong_1` and `strong_2` are not mixed yet.
+    Without explicit partners every image is mixed with the next one of the batch; explicit ones are predicted in the
+    same pass.
     """
 
     labeled: torch.Tensor
     labels: torch.Tensor  # (labelled batch, height, width), class indices or the ignore index
-    weak: torch.Tensor
-    strong_1: torch.Tensor
-    strong_2: torch.Tensor
-    padding: torch.Tensor  # (unlabelled batch, height, width), true where there is no image
-    cutmix_boxes_1: torch.Tensor  # (unlabelled batch, height, width), true where the partner is pasted
-    cutmix_boxes_2: torch.Tensor
+    weak: torch.Tensor | None = None
+    strong_1: torch.Tensor | None = None
+    strong_2: torch.Tensor | None = None
+    padding: torch.Tensor | None = None  # (unlabelled batch, height, width), true where there is no image
+    cutmix_boxes_1: torch.Tensor | None = None  # (unlabelled batch, height, width), true where the partner is pasted
+    cutmix_boxes_2: torch.Tensor | None = None
     partner_weak: torch.Tensor | None = None
     partner_strong_1: torch.Tensor | None = None
     partner_strong_2: torch.Tensor | None = None
@@ -172,18 +181,14 @@ def make_views(batch: dict[str, torch.Tensor], mean: list[float], std: list[floa
         mean: What images are normalised with (`config.image_mean`).
         std: The same (`config.image_std`).
     """
-
-    def views_of(prefix: str) -> dict[str, torch.Tensor]:
-        weak = batch[f"{prefix}weak"].float() / 255
-        images = {"weak": weak} | {f"strong_{n}": strong_view(weak, batch[f"{prefix}appearance_{n}"]) for n in (1, 2)}
-        normalized = {f"{prefix}{name}": normalize(image, mean, std) for name, image in images.items()}
-        return normalized | {f"{prefix}padding": batch[f"{prefix}padding"]}
-
-    return Views(
-        labeled=normalize(batch["labeled"].float() / 255, mean, std),
-        labels=batch["labels"],
-        cutmix_boxes_1=batch["cutmix_boxes_1"],
-        cutmix_boxes_2=batch["cutmix_boxes_2"],
-        **views_of(""),
-        **(views_of("partner_") if "partner_weak" in batch else {}),
-    )
+    views = {"labeled": normalize(batch["labeled"].float() / 255, mean, std), "labels": batch["labels"].long()}
+    for prefix in ("", "partner_"):
+        if f"{prefix}weak" in batch:
+            weak = batch[f"{prefix}weak"].float() / 255
+            views[f"{prefix}weak"] = normalize(weak, mean, std)
+            views[f"{prefix}padding"] = batch[f"{prefix}padding"]
+            for n in (1, 2):
+                strong = strong_view(weak, batch[f"{prefix}appearance_{n}"])
+                views[f"{prefix}strong_{n}"] = normalize(strong, mean, std)
+    views |= {key: batch[key] for key in ("cutmix_boxes_1", "cutmix_boxes_2") if key in batch}
+    return Views(**views)

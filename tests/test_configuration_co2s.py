@@ -40,6 +40,8 @@ def test_new_labels_drop_what_described_the_old_ones(tmp_path):
     assert (config.num_labels, config.label2id, config.palette) == (2, {"roof": 0, "tree": 1}, None)
     assert Co2SConfig.from_pretrained(tmp_path, num_labels=5).num_labels == 5
     assert Co2SConfig.from_pretrained(tmp_path, num_labels=3).palette == make_config().palette
+    same = {"id2label": make_config().id2label, "label2id": make_config().label2id}
+    assert Co2SConfig.from_pretrained(tmp_path, **same).palette == make_config().palette
 
 
 def test_position_augmentation_is_off_and_the_callers_config_untouched():
@@ -78,6 +80,12 @@ def test_position_augmentation_is_off_and_the_callers_config_untouched():
         ({"dinov3_config": {**TOWER, "hidden_size": 18}}, "`dinov3_config.hidden_size` (18)"),
         ({"dinov3_config": {**TOWER, "hidden_size": 24}}, "heads of 6 channels"),
         ({"clip_config": {**TOWER, "hidden_size": 18}}, "18"),
+        ({"clip_config": {**TOWER, "hidden_size": 16, "patch_size": 0}}, "`clip_config.patch_size` is 0"),
+        ({"clip_config": {**TOWER, "hidden_size": 16, "image_size": 8}}, "`clip_config` has `image_size` 8"),
+        ({"clip_config": {**TOWER, "hidden_size": 16, "projection_dim": 0}}, "`projection_dim` 0"),
+        ({"dinov3_image_std": [1.0, float("nan"), 1.0]}, "`dinov3_image_std` is [1.0, nan, 1.0]; it must be above 0"),
+        ({"decoder_layer_norm_eps": -1.0}, "`decoder_layer_norm_eps` is -1.0"),
+        ({"id2label": {0: "all"}, "palette": None}, "a segmentation needs two classes or more"),
         ({"decoder_channels": "many"}, "decoder_channels"),
     ],
 )  # fmt: skip

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from conftest import load_parity
+from conftest import load_parity, make_config, make_model
 
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.convert_co2s_to_hf import CHECKPOINT_NAMES, convert, convert_to_original, load_original, main, verify
@@ -140,6 +140,46 @@ def test_wrong_keys_and_shapes_are_listed(change, message, original_checkpoints,
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda w: w["module.backbone.rope_embed.periods"].mul_(3),
+            "'backbone.rope_embed.periods' is not the constant",
+        ),
+        (
+            lambda w: w["module.backbone.blocks.3.attn.qkv.bias_mask"].fill_(1),
+            "'backbone.blocks.3.attn.qkv.bias_mask'",
+        ),
+        (
+            lambda w: w.update({"module.decode_head.text_proj.0.weight": torch.zeros(16, 32)}),
+            "'decode_head.text_proj.0.weight' has the shape (16, 32)",
+        ),
+    ],
+)
+def test_dropped_constants_and_shapes_are_checked(change, message, original_checkpoints, parity_sizes, tmp_path):
+    broken = write_changed(original_checkpoints["dinov3"], tmp_path / "best_dinov3.pth", change)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        convert(original_checkpoints["clip"], broken, tmp_path / "model", "whdld", **parity_sizes)
+
+
+def test_models_that_the_authors_code_would_change_are_not_turned_back(converted_folder, tmp_path):
+    model = Co2SForSemanticSegmentation.from_pretrained(converted_folder)
+    model.config.clip_config.hidden_act = "quick_gelu"
+    model.config.dinov3_logits_size = None
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(
+        ValueError, match=r"dinov3_logits_size is None, there 256; clip_config.hidden_act is quick_gelu"
+    ):
+        convert_to_original(tmp_path / "model", tmp_path / "back")
+    make_model(dinov3_config={**make_config().dinov3_config.to_dict(), "key_bias": True}).save_pretrained(
+        tmp_path / "own"
+    )
+    with pytest.raises(ValueError, match=r"no place for .* weights, such as .*k_proj.bias"):
+        convert_to_original(tmp_path / "own", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
 def test_exchanged_files_are_noticed(original_checkpoints, parity_sizes, tmp_path):
     with pytest.raises(ValueError, match=r"The clip checkpoint has no .* Is it the authors' best_clip.pth\?"):
         convert(original_checkpoints["dinov3"], original_checkpoints["clip"], tmp_path / "m", "whdld", **parity_sizes)
@@ -157,9 +197,12 @@ class Payload:
 
 def test_files_that_would_run_code_are_refused(tmp_path):
     torch.save({"model": {"module.x": Payload(str(tmp_path / "harm"))}}, tmp_path / "best_clip.pth")
-    with pytest.raises(ValueError, match=r"best_clip.pth is not a PyTorch checkpoint that loads without running code"):
+    with pytest.raises(ValueError, match=r"best_clip.pth \(.* is not a PyTorch checkpoint of plain tensors"):
         load_original(tmp_path / "best_clip.pth", "clip")
     assert not (tmp_path / "harm").exists()
+    (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match=r"starting with b'version https://git-lfs.*a Git LFS pointer"):
+        load_original(tmp_path / "pointer.pth", "clip")
     torch.save({"weights": {}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other.pth holds \['weights'\]; expected the authors' best_clip.pth"):
         load_original(tmp_path / "other.pth", "clip")

@@ -28,6 +28,9 @@ def test_folder_gives_its_lists_and_classes(scenes_folder):
     assert data.labeled[0].image == scenes_folder / "images" / "labeled_0000.png"
     assert data.id2label == {n: facts.name for n, facts in enumerate(CLASSES)}
     assert data.palette == [list(facts.color) for facts in CLASSES]
+    assert data.class_concepts == {facts.name: facts.concepts for facts in CLASSES}
+    named = SegmentationFolder.open(scenes_folder, ["a_b", "c", "d", "e", "f", "g"])
+    assert named.id2label[0] == "a_b" and named.class_concepts["a_b"] == ["a b"]
 
 
 def test_scenes_are_drawn_the_same_from_the_same_seed(scenes_folder, tmp_path):
@@ -45,6 +48,7 @@ def test_classes_are_counted_where_nothing_names_them(folder):
     data = SegmentationFolder.open(folder)
     assert data.id2label == {n: f"class_{n}" for n in range(6)}
     assert data.palette == [list(facts.color) for facts in CLASSES]  # from the label files
+    assert data.class_concepts is None  # nothing to tell CLIP
 
 
 def test_labels_of_unlabelled_images_are_never_read(folder):
@@ -66,29 +70,34 @@ def test_dubai_opens_as_it_is():
     assert set(np.unique(np.asarray(label))) <= {0, 1, 2, 3, 4, 255}
 
 
-def test_pairs_walk_each_list_evenly_in_a_new_order_each_epoch(scenes_folder):
+def test_pairs_walk_each_list_evenly_in_new_orders(scenes_folder):
     data = SegmentationFolder.open(scenes_folder)
-    pairs = PairedViews(data.labeled, data.unlabeled, 32, length=15, seed=3)
-    labeled = [pairs._position(0, n, 3) for n in range(15)]
-    unlabeled = [pairs._position(1, n, 5) for n in range(15)]
-    for lap in range(5):
-        assert sorted(labeled[3 * lap : 3 * lap + 3]) == [0, 1, 2]
-    for lap in range(3):
-        assert sorted(unlabeled[5 * lap : 5 * lap + 5]) == [0, 1, 2, 3, 4]
-    assert unlabeled[:5] != unlabeled[5:10] or unlabeled[:5] != unlabeled[10:]
-    pairs.set_epoch(1)
-    assert [pairs._position(1, n, 5) for n in range(15)] != unlabeled
+    pairs = PairedViews(data.labeled, data.unlabeled, 32, length=60, seed=3)
+    orders = [tuple(pairs._position(0, n, 5) for n in range(start, start + 5)) for start in range(0, 60, 5)]
+    assert all(sorted(order) == [0, 1, 2, 3, 4] for order in orders) and len(set(orders)) > 8
+    other = PairedViews(data.labeled, data.unlabeled, 32, length=60, seed=4)
+    assert [other._position(0, n, 5) for n in range(60)] != [n for order in orders for n in order]
 
 
 def test_items_do_not_depend_on_the_number_of_workers(scenes_folder):
     data = SegmentationFolder.open(scenes_folder)
     pairs = PairedViews(data.labeled, data.unlabeled, 32, length=6, with_partner=True)
-    pairs.set_epoch(2)
     batches = [next(iter(DataLoader(pairs, batch_size=6, num_workers=n))) for n in (0, 2)]
     for key, value in batches[0].items():
         assert torch.equal(value, batches[1][key]), key
-    pairs.set_epoch(3)
-    assert not torch.equal(pairs[0]["weak"], batches[0]["weak"][0])
+
+
+def test_warm_up_items_are_the_same_without_unlabelled_images(scenes_folder):
+    data = SegmentationFolder.open(scenes_folder)
+    plain = PairedViews(data.labeled, data.unlabeled, 32, length=6)
+    warmed = PairedViews(data.labeled, data.unlabeled, 32, length=6, num_labeled_only=4)
+    for index in range(4):
+        assert set(warmed[index]) == {"labeled", "labels"}
+        assert torch.equal(warmed[index]["labeled"], plain[index]["labeled"])
+    assert set(warmed[4]) == set(plain[4])
+    assert len(list(plain)) == 6  # a plain loop ends
+    batch = next(iter(DataLoader(warmed, batch_size=4)))
+    assert make_views(batch, [0.5] * 3, [0.5] * 3).weak is None
 
 
 def test_partner_is_another_image(tmp_path):
@@ -103,16 +112,54 @@ def test_partner_is_another_image(tmp_path):
         assert own in (50, 100, 150) and partner in (50, 100, 150) and own != partner
 
 
-def test_views_share_geometry_and_are_normalised(scenes_folder):
-    data = SegmentationFolder.open(scenes_folder)
-    pairs = PairedViews(data.labeled, data.unlabeled, 32, length=4, with_partner=True)
+@pytest.fixture
+def coordinates(tmp_path):
+    """A sample of 90x60 px whose red is the column and whose label is that column's red / 16."""
+    columns, rows = np.meshgrid(np.arange(20, 110, dtype=np.uint8), np.arange(60, dtype=np.uint8))
+    Image.fromarray(np.stack([columns, rows, rows + 1], axis=-1)).save(tmp_path / "image.png")
+    Image.fromarray(columns // 16).save(tmp_path / "label.png")
+    return Sample(tmp_path / "image.png", tmp_path / "label.png")
+
+
+def test_labels_and_padding_follow_the_image(coordinates):
+    pairs = PairedViews((coordinates,), (coordinates,), 64, length=40)
+    padded = 0
+    for item in pairs:
+        empty = item["labels"] == 255
+        assert torch.equal(empty, (item["labeled"] == 0).all(dim=0))  # red is never 0 where there is an image
+        assert torch.equal(item["padding"], (item["weak"] == 0).all(dim=0))
+        red, labels = item["labeled"][0].int(), item["labels"].int()
+        # Within two columns (the resampling) of the border between two labels either one is right.
+        near = [(red + shift) // 16 == labels for shift in (-2, 0, 2)]
+        assert (near[0] | near[1] | near[2] | empty).all()
+        assert set(labels[~empty].unique().tolist()) <= set(range(1, 7))  # no label in between
+        padded += empty.any().item() + item["padding"].any().item()
+    assert padded > 10
+
+
+def test_views_are_of_one_geometry_and_normalised(coordinates):
+    pairs = PairedViews((coordinates,), (coordinates,), 32, length=4, with_partner=True)
     batch = next(iter(DataLoader(pairs, batch_size=4)))
-    views = make_views(batch, mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25])
-    torch.testing.assert_close(views.weak, (batch["weak"].float() / 255 - 0.5) / 0.25)
-    torch.testing.assert_close(views.labeled, (batch["labeled"].float() / 255 - 0.5) / 0.25)
-    for strong in (views.strong_1, views.strong_2, views.partner_strong_1):
-        assert strong.shape == views.weak.shape and not torch.allclose(strong, views.weak)
-    assert torch.equal(views.partner_padding, batch["partner_padding"]) and torch.equal(views.labels, batch["labels"])
+    mean, std = [0.5, 0.4, 0.3], [0.25, 0.5, 0.75]
+
+    def normalized(images):
+        return (images.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+    views = make_views(batch, mean, std)
+    torch.testing.assert_close(views.weak, normalized(batch["weak"]))
+    torch.testing.assert_close(views.labeled, normalized(batch["labeled"]))
+    assert torch.equal(views.padding, batch["padding"]) and torch.equal(views.labels, batch["labels"].long())
+    assert torch.equal(views.partner_padding, batch["partner_padding"])
+    assert torch.equal(views.cutmix_boxes_2, batch["cutmix_boxes_2"])
+    assert not torch.allclose(views.strong_1, views.strong_2)
+    # With appearances that change nothing the strong views are the weak one, pixel by pixel.
+    neutral = torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0, 0.01]] * 4)
+    batch |= {key: neutral for key in batch if "appearance" in key}
+    views = make_views(batch, mean, std)
+    for prefix in ("", "partner_"):
+        for n in (1, 2):
+            strong, weak = getattr(views, f"{prefix}strong_{n}"), getattr(views, f"{prefix}weak")
+            torch.testing.assert_close(strong, weak, atol=1e-4, rtol=1e-4)
 
 
 def write_list(folder, name, text):
@@ -127,6 +174,12 @@ def write_list(folder, name, text):
             lambda f: (f / "splits" / "val.txt").unlink(),
             FileNotFoundError,
             "val.txt' is missing: the list of validation",
+        ),
+        (lambda f: (f / "classes.json").write_text("{"), ValueError, "classes.json is no JSON file"),
+        (
+            lambda f: (f / "classes.json").write_text('[{"color": [0, 0, 0]}]'),
+            ValueError,
+            "with a name for every class",
         ),
         (lambda f: write_list(f, "labeled.txt", "\n"), ValueError, "labeled.txt is empty"),
         (lambda f: write_list(f, "labeled.txt", "a b c\n"), ValueError, "labeled.txt, line 1: 'a b c' is not"),
@@ -156,6 +209,26 @@ def write_list(folder, name, text):
             lambda f: Image.new("RGB", (48, 48)).save(f / "labels" / "labeled_0000.png"),
             ValueError,
             "labeled_0000.png has the PIL mode 'RGB'; expected one band",
+        ),
+        (
+            lambda f: Image.fromarray(np.full((48, 48), 300, np.uint16)).save(f / "labels" / "labeled_0000.png"),
+            ValueError,
+            "labeled_0000.png has values from 300 to 300; class indices lie between 0 and 255",
+        ),
+        (
+            lambda f: [Image.new("L", (48, 48), 255).save(path) for path in (f / "labels").glob("validation_*")],
+            ValueError,
+            "No pixel of the 2 validation images has a class",
+        ),
+        (
+            lambda f: Image.new("RGBA", (48, 48)).save(f / "images" / "unlabeled_0002.png"),
+            ValueError,
+            "unlabeled_0002.png has the PIL mode 'RGBA'; expected 8-bit RGB",
+        ),
+        (
+            lambda f: (f / "images" / "validation_0000.png").write_bytes(b"broken"),
+            ValueError,
+            "validation_0000.png cannot be read as an image",
         ),
         (
             lambda f: (f / "labels" / "labeled_0000.png").write_bytes(b"broken"),

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from co2s_hf.files import check_new_folder, written_beside
@@ -22,6 +24,32 @@ def test_a_failure_leaves_what_was_there(tmp_path):
         (folder / "file").write_text("half")
         raise KeyboardInterrupt
     assert (target / "file").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_a_failing_move_restores_what_was_there(tmp_path, monkeypatch):
+    target = tmp_path / "result"
+    target.mkdir()
+    (target / "file").write_text("old")
+    moves = []
+
+    def fail_at_the_second(source, destination):
+        moves.append(destination)
+        if len(moves) == 2:
+            raise OSError("disk full")
+        os.rename(source, destination)
+
+    monkeypatch.setattr("co2s_hf.files.os.replace", fail_at_the_second)
+    with pytest.raises(OSError, match="disk full"), written_beside(target):
+        pass
+    assert (target / "file").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    with written_beside(tmp_path / "link") as folder:
+        (folder / "file").touch()
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "file").exists()
 
 
 def test_only_new_or_empty_folders_pass(tmp_path):

@@ -27,8 +27,10 @@ EXPECTED = ((PIXELS / 255 - np.array(IMAGENET_DEFAULT_MEAN)) / np.array(IMAGENET
         torch.from_numpy(PIXELS).permute(2, 0, 1),
         [Image.fromarray(PIXELS)],
         torch.from_numpy(PIXELS)[None],
+        torch.from_numpy(PIXELS).bfloat16(),  # holds 0..255 exactly
+        (PIXELS,),
     ],
-    ids=["pil", "last", "first", "float", "tensor", "list", "batch"],
+    ids=["pil", "last", "first", "float", "tensor", "list", "batch", "bfloat16", "tuple"],
 )
 def test_every_kind_of_image_gives_the_same_values(image):
     pixel_values = Co2SImageProcessor()(image, return_tensors="pt")["pixel_values"]
@@ -53,6 +55,35 @@ def test_maps_become_labels_and_can_be_reduced():
         assert batch["labels"].dtype == torch.int64 and batch["labels"].tolist() == [labels.tolist()]
     reduced = Co2SImageProcessor(do_reduce_labels=True)(image, labels, return_tensors="pt")["labels"]
     assert reduced.tolist() == [[[255, 0, 1], [255, 5, 0]]]
+
+
+def test_labels_keep_their_values_whatever_they_are():
+    labels = np.array([[0, 1], [300, -100]])
+    image = np.zeros((2, 2, 3), dtype=np.uint8)
+    resized = Co2SImageProcessor(do_resize=True, size={"height": 4, "width": 4})(image, labels, return_tensors="np")
+    assert resized["labels"].tolist() == [np.kron(labels, np.ones((2, 2), dtype=int)).tolist()]
+    reduced = Co2SImageProcessor(do_reduce_labels=True)(image, labels, return_tensors="np")
+    assert reduced["labels"].tolist() == [[[255, 0], [299, -100]]]
+    mask = np.array([[True, False], [False, True]])
+    assert Co2SImageProcessor()(image, mask, return_tensors="np")["labels"].tolist() == [[[1, 0], [0, 1]]]
+
+
+def test_bands_are_found_in_images_of_any_height():
+    for height in (1, 2, 4):
+        pixels = RNG.integers(0, 256, size=(height, 6, 3), dtype=np.uint8)
+        from_array = Co2SImageProcessor()(pixels, return_tensors="np")["pixel_values"]
+        from_pil = Co2SImageProcessor()(Image.fromarray(pixels), return_tensors="np")["pixel_values"]
+        assert np.array_equal(from_array, from_pil)
+
+
+def test_what_is_not_supported_is_refused():
+    for setting in ({"do_pad": True}, {"do_center_crop": True}, {"data_format": "channels_last"}):
+        with pytest.raises(ValueError, match="is not supported"):
+            Co2SImageProcessor()(PIXELS, **setting, crop_size=4)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        Co2SImageProcessor(do_rescale=False)(NAN_IMAGE / 255)
+    converted = Co2SImageProcessor(do_convert_rgb=True)(Image.fromarray(PIXELS).convert("RGBA"), return_tensors="np")
+    np.testing.assert_allclose(converted["pixel_values"], EXPECTED[None], atol=1e-5)
 
 
 def test_resizing_only_when_asked_images_bilinear_maps_nearest():
@@ -110,7 +141,9 @@ NAN_IMAGE[1, 2, 0] = np.nan
     [
         (PIXELS.astype(np.uint16) * 40, None, "Image 0 is 16-bit (uint16"),
         (Image.fromarray(PIXELS[..., 0].astype(np.uint16)), None, "Image 0 has the PIL mode 'I;16'"),
-        (np.zeros((5, 7, 4), dtype=np.uint8), None, "so 4 bands; expected 3"),
+        (np.zeros((5, 7, 4), dtype=np.uint8), None, "shape (5, 7, 4), which has neither 3 bands nor 1 at either end"),
+        (np.zeros((4, 5, 7), dtype=np.uint8), None, "shape (4, 5, 7), which has neither 3 bands nor 1 at either end"),
+        ([], None, "No image was given"),
         (Image.new("RGBA", (7, 5)), None, "PIL mode 'RGBA'; expected 8-bit RGB"),
         (NAN_IMAGE, None, "Image 0 holds 1 NaN or infinite values"),
         (PIXELS.astype(np.float32) - 300, None, "expected 0 to 255"),

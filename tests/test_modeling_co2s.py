@@ -4,10 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import load_parity, make_config, make_model
+from huggingface_hub.errors import StrictDataclassError
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSemanticSegmentation, CLIPVisionModel, DINOv3ViTModel, Trainer, TrainingArguments
 
 from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation
-from co2s_hf.modeling_co2s import Co2SConvNorm, fuse_logits, semantic_cross_entropy
+from co2s_hf.modeling_co2s import Co2SSharedConv2d, Co2STrimmedConv2d, fuse_logits, semantic_cross_entropy
 
 
 @pytest.mark.parametrize("student", ["clip", "dinov3"])
@@ -52,11 +54,17 @@ def test_fusion_rules(model, images):
     assert torch.equal(outputs["dinov3"].logits, dinov3) and outputs["dinov3"].clip_logits is None
 
 
-def test_confidence_fusion_does_not_saturate():
-    # Both probabilities round to 1, yet the second student is the surer one.
-    sure, surer = torch.tensor([30.0, 0.0]).view(1, 2, 1, 1), torch.tensor([0.0, 80.0]).view(1, 2, 1, 1)
-    fused = fuse_logits(sure.double(), surer.double())
-    assert torch.equal(fused, surer.double())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_confidence_fusion_neither_saturates_nor_cancels(dtype):
+    # Pairs in which the second student is surer, though both probabilities round to 1, or nearly agree.
+    pairs = [((30, 0), (0, 80)), ((100, 86), (85, 100)), ((0.5, -3), (-3.25, 0.5))]
+    for clip, dinov3 in pairs:
+        clip, dinov3 = (torch.tensor(x, dtype=dtype).view(1, 2, 1, 1) for x in (clip, dinov3))
+        assert torch.equal(fuse_logits(clip, dinov3), dinov3)
+    tie = torch.tensor([1.0, 0.0], dtype=dtype).view(1, 2, 1, 1)
+    assert torch.equal(fuse_logits(tie, tie.flip(1)), tie)  # CLIP at a tie
+    with pytest.raises(ValueError, match="'clip'; two students fuse by"):
+        fuse_logits(tie, tie, "clip")
 
 
 def test_config_fusion_is_the_default_and_skips_the_other_student(images):
@@ -129,11 +137,58 @@ def test_one_pass_for_several_views_and_feature_dropout(model, images):
         torch.testing.assert_close(all_dropped[name][2], all_dropped[name][3])  # nothing of the images is left
 
 
+def test_unknown_students_are_refused(model, images):
+    with pytest.raises(ValueError, match="`students` holds"):
+        model.student_logits(images, students="clip")
+
+
 def test_dilated_convolution_skips_only_taps_that_see_padding():
-    layer = Co2SConvNorm(Co2SConfig(), 16, 16, kernel_size=3, dilation=6)
+    layer = Co2STrimmedConv2d(4, 4, kernel_size=3, padding=6, dilation=6, bias=False)
     for height, width in ((6, 20), (20, 5), (3, 3), (7, 7)):
-        maps = torch.randn(1, 16, height, width)
-        torch.testing.assert_close(layer(maps), torch.nn.Sequential.forward(layer, maps))
+        maps = torch.randn(1, 4, height, width)
+        torch.testing.assert_close(layer(maps), torch.nn.Conv2d.forward(layer, maps))
+
+
+def test_shared_convolution_is_that_of_the_joined_maps():
+    layer = Co2SSharedConv2d(6, 5, kernel_size=3, padding=1, bias=False)
+    maps, features = torch.randn(2 * 3, 4, 8, 8), torch.randn(2, 2, 8, 8)
+    joined = torch.cat([maps, features.repeat_interleave(3, dim=0)], dim=1)
+    torch.testing.assert_close(layer(maps, features), torch.nn.Conv2d.forward(layer, joined), atol=1e-5, rtol=1e-5)
+
+
+def test_students_may_differ_in_width_depth_and_patch():
+    clip = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 3}
+    model = make_model(
+        clip_config={**clip, "patch_size": 7, "image_size": 14, "projection_dim": 10}, clip_feature_layers=(1, 3, 5)
+    )
+    image = torch.randn(1, 3, 23, 30)
+    padded = F.pad(image, (0, 5, 0, 5), mode="replicate")  # whole patches of 7 px
+    with torch.no_grad():
+        found, expected = (model(x, fusion="clip").logits for x in (image, padded))
+    assert torch.equal(found, expected[..., :23, :30]) and found.isfinite().all()
+    assert model(image).logits.shape == (1, 3, 23, 30)
+
+
+def test_weights_may_stay_on_the_disk(model, images, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    offloaded = Co2SForSemanticSegmentation.from_pretrained(
+        tmp_path / "model", device_map={"clip": "cpu", "dinov3": "disk"}, offload_folder=tmp_path / "offload"
+    )
+    torch.testing.assert_close(offloaded(images).logits, model(images).logits)
+
+
+def test_adapters_reach_the_decoders_convolutions(model, images):
+    targets = ["decoder.spatial_pyramid.branches.1.0", "decoder.upsampling_layers.0.refine.0"]
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    assert not torch.allclose(adapted(images).logits, model(images).logits, atol=1e-4)
+
+
+def test_autocast_runs_and_agrees(model, images):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = model(images, fusion="average").logits
+    with torch.no_grad():
+        expected = model(images, fusion="average").logits
+    assert (found.float().softmax(1) - expected.softmax(1)).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("shard_size", ["50GB", "20KB"])
@@ -175,6 +230,9 @@ def test_attention_implementations_agree(model, images, tmp_path):
     model.save_pretrained(tmp_path)
     eager = Co2SForSemanticSegmentation.from_pretrained(tmp_path, attn_implementation="eager")
     sdpa = Co2SForSemanticSegmentation.from_pretrained(tmp_path, attn_implementation="sdpa")
+    for name, loaded in (("eager", eager), ("sdpa", sdpa)):
+        for student in (loaded.clip, loaded.dinov3):
+            assert student.encoder.vision_model.config._attn_implementation == name
     torch.testing.assert_close(eager(images).logits, sdpa(images).logits, atol=1e-5, rtol=1e-5)
 
 
@@ -203,9 +261,14 @@ def _gradients(model, images):
 
 def test_gradient_checkpointing_changes_no_gradient(model, images):
     model.freeze_backbones("all").train()
+    calls = []
+    for student in (model.clip, model.dinov3):
+        student.encoder.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(None))
     plain = _gradients(model, images)
+    plain_calls = len(calls)
     model.activation_checkpointing_enable()
     checkpointed = _gradients(model, images)
+    assert len(calls) - plain_calls == plain_calls + 2  # each first layer ran once more, on the way back
     assert plain.keys() == checkpointed.keys()
     for name in plain:
         assert torch.equal(plain[name], checkpointed[name]), name
@@ -293,6 +356,8 @@ def test_changed_classes_keep_known_queries(model, images):
     assert torch.equal(model.dinov3.guidance.queries[0], before.dinov3.guidance.queries[2])
     assert torch.equal(model.clip.guidance.embeddings, embeddings)
     assert model(images).logits.shape == (2, 2, 16, 24)
+    with pytest.raises(StrictDataclassError, match="class_concepts"):
+        model.set_class_concepts({"a": "road", "b": "house"}, text_embeddings=embeddings)  # words, not lists of words
     with pytest.raises(ValueError, match="text_encoder"):
         model.set_class_concepts({"a": ["a"], "b": ["b"]})
     with pytest.raises(ValueError, match=r"\(3, 12\).*\(2, 12\)"):

@@ -52,7 +52,7 @@ def gradients_by_authors_names(model):
             f"{name}.decode_head.layers.1.transformer.attn.attn.in_proj_weight": norm(
                 decoder.semantic_layers[1].qkv.weight
             ),
-            f"{name}.decode_head.up2.conv.3.weight": norm(decoder.upsampling_layers[1].refine[1][0].weight),
+            f"{name}.decode_head.up2.conv.3.weight": norm(decoder.upsampling_layers[1].refine[0].weight),
         }
     clip, dinov3 = model.clip, model.dinov3
     last = clip.encoder.layers[11].self_attn
@@ -175,10 +175,18 @@ def test_warm_up_step_learns_from_labels_alone():
     model = make_model()
     objective = Co2SObjective(model)
     views = make_views()
-    losses = objective(views, 0.5, unlabeled_weight=0.0)
+    losses = objective(Views(labeled=views.labeled, labels=views.labels))
     torch.testing.assert_close(losses["loss"], 0.5 * model(views.labeled, labels=views.labels).loss)
     full = objective(views, 0.5)
     torch.testing.assert_close(full["clip/loss_supervised"], losses["clip/loss_supervised"])
+
+
+def test_feature_dropout_reaches_its_term_alone():
+    views, losses = make_views(), {}
+    for probability in (0.0, 1.0):
+        losses[probability] = Co2SObjective(make_model(), threshold=0.34, feature_dropout=probability)(views, 0.5)
+    changed = {name for name, value in losses[0.0].items() if not torch.allclose(value, losses[1.0][name])}
+    assert changed == {"loss"} | {f"{s}/{t}" for s in ("clip", "dinov3") for t in ("loss", "loss_feature_dropout")}
 
 
 def test_stability_off_leaves_the_other_terms():

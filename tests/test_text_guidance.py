@@ -3,7 +3,15 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionModel, DINOv3ViTConfig, DINOv3ViTModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+)
 
 from co2s_hf import Co2SForSemanticSegmentation
 from co2s_hf.text_guidance import encode_class_concepts
@@ -87,6 +95,30 @@ def test_class_names_are_their_own_concepts_by_default(backbones):
     )  # fmt: skip
 
 
+def test_order_of_concepts_does_not_rename_classes(backbones):
+    backwards = dict(reversed(CONCEPTS.items()))
+    model = Co2SForSemanticSegmentation.from_backbones(
+        *map(str, backbones), id2label=LABELS, class_concepts=backwards, palette=[[9, 9, 9], [0, 0, 9]]
+    )
+    assert model.config.id2label == LABELS and list(model.config.class_concepts) == ["bare_soil", "water"]
+    torch.testing.assert_close(model.clip.guidance.embeddings, expected_embeddings(backbones[0]), atol=1e-5, rtol=1e-5)
+
+
+def test_unknown_keywords_are_refused_before_loading():
+    for keyword in ("pallete", "dtype"):
+        with pytest.raises(TypeError, match=keyword):
+            Co2SForSemanticSegmentation.from_backbones("/no/clip", "/no/dinov3", id2label=LABELS, **{keyword: None})
+
+
+def test_gated_repositories_are_named_with_the_remedy(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("You are trying to access a gated repo. 403 Client Error.")
+
+    monkeypatch.setattr(CLIPVisionModelWithProjection, "from_pretrained", refuse)
+    with pytest.raises(OSError, match=r"'someone/gated'.*https://huggingface.co/someone/gated.*gated repo"):
+        Co2SForSemanticSegmentation.from_backbones("someone/gated", "x", id2label=LABELS)
+
+
 def test_satellite_weights_bring_their_statistics(backbones, tmp_path):
     satellite = tmp_path / "dinov3-vits16-pretrain-sat493m"
     satellite.symlink_to(backbones[1])
@@ -112,6 +144,9 @@ def test_what_cannot_be_loaded_is_named_with_the_remedy(backbones, tmp_path):
     for arguments, role in (((missing, str(backbones[1])), "CLIP"), ((str(backbones[0]), missing), "DINOv3")):
         with pytest.raises(OSError, match=f"Cannot load {role}.*{re.escape(missing)}.*hf auth login.*local folder"):
             Co2SForSemanticSegmentation.from_backbones(*arguments, id2label=LABELS)
+    CLIPModel.from_pretrained(backbones[0]).save_pretrained(tmp_path / "wordless")
+    with pytest.raises(OSError, match=r"tokenizer in .* has 2 tokens, but its text tower 54"):
+        encode_class_concepts(CONCEPTS, str(tmp_path / "wordless"))
     CLIPVisionModel(CLIPModel.from_pretrained(backbones[0]).config.vision_config).save_pretrained(tmp_path / "half")
     with pytest.raises(OSError, match=r"lacks .* weights of CLIP's vision tower .*visual_projection"):
         Co2SForSemanticSegmentation.from_backbones(str(tmp_path / "half"), str(backbones[1]), id2label=LABELS)

@@ -82,7 +82,7 @@ def test_tables_show_absent_classes_as_such():
 def run_example(name, *arguments, launcher=(sys.executable,)):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
     command = [*launcher, str(EXAMPLES / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
 SMALL_RUN = ("--max_train_steps", 4, "--crop_size", 32, "--per_device_train_batch_size", 2, "--logging_steps", 2)
@@ -113,7 +113,8 @@ def test_training_script_trains_saves_and_reports(scenes_folder, tmp_path):
 
 
 def test_two_processes_share_the_work(scenes_folder, tmp_path):
-    launcher = ("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+    launcher += ("--main_process_port", "0")
     arguments = ("--data_dir", scenes_folder, "--output_dir", tmp_path / "run", "--use_cpu", *SMALL_RUN)
     run = run_example("train_semi.py", *arguments, launcher=launcher)
     assert run.returncode == 0, run.stderr
@@ -132,12 +133,37 @@ def test_two_processes_share_the_work(scenes_folder, tmp_path):
     [
         (("--clip_model", "x"), "Give both --clip_model and --dinov3_model"),
         (("--max_train_steps", 5, "--num_train_epochs", 5), "either --max_train_steps or --num_train_epochs"),
-        (("--mixed_precision", "fp16"), "fp16 overflows inside DINOv3"),
-        (("--crop_size", 0), "--crop_size is 0"),
+        (("--mixed_precision", "fp16"), "invalid choice: 'fp16'"),
+        (("--stability", "on"), "invalid choice: 'on'"),
+        (("--confidence_threshold", 2), "--confidence_threshold is 2"),
+        (("--crop_size", 7), "--crop_size is 7; it must be at least 8"),
         (("--data_dir", "/no/such/folder"), "The data folder '/no/such/folder' does not exist"),
     ],
 )
 def test_wrong_settings_stop_before_anything_is_written(arguments, message, tmp_path):
     run = run_example("train_semi.py", "--output_dir", tmp_path / "run", *arguments)
     assert run.returncode != 0 and message in run.stderr
-    assert not (tmp_path / "run").exists()
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--supervised_warmup_steps", 4), "--supervised_warmup_steps is 4 of 4 steps: no unlabelled image"),
+        (
+            ("--clip_model", "/no/clip", "--dinov3_model", "/no/dinov3"),
+            "Cannot load CLIP's vision tower from '/no/clip'",
+        ),
+    ],
+)
+def test_what_only_the_data_shows_stops_before_training(arguments, message, scenes_folder, tmp_path):
+    output = tmp_path / "run"
+    run = run_example("train_semi.py", "--data_dir", scenes_folder, "--output_dir", output, *SMALL_RUN, *arguments)
+    assert run.returncode != 0 and message in run.stderr and not output.exists()
+
+
+def test_fp16_from_the_launcher_is_refused(scenes_folder, tmp_path):
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "fp16")
+    arguments = ("--data_dir", scenes_folder, "--output_dir", tmp_path / "run")
+    run = run_example("train_semi.py", *arguments, launcher=launcher)
+    assert run.returncode != 0 and "fp16 overflows inside DINOv3" in run.stderr

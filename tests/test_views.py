@@ -50,7 +50,7 @@ def test_crops_reach_every_border():
     assert (boxes >= 0).all() and boxes[:, 2].max() <= 100 and boxes[:, 3].max() <= 80
 
 
-def test_a_sample_depends_on_seed_epoch_and_index_alone():
+def test_random_numbers_depend_on_seed_stream_and_index_alone():
     def numbers(*key):
         return sample_generator(*key).random(3).tolist()
 
