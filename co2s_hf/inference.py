@@ -68,10 +68,10 @@ def sliding_window_logits(
     return {name: total / visits for name, total in sums.items()}
 
 
-def predict_label_maps(
+def predict_logits(
     model: Co2SForSemanticSegmentation, pixel_values: torch.Tensor, crop_size: int, size: tuple[int, int]
 ) -> dict[str, torch.Tensor]:
-    """Label maps of both students and of their fusion, for evaluation.
+    """Logits of both students and of their fusion for one image, by sliding windows.
 
     Args:
         model: In evaluation mode.
@@ -80,7 +80,7 @@ def predict_label_maps(
         size: (height, width) of the label; logits are resized to it as the paper does (bilinear, corners aligned).
 
     Returns:
-        "clip", "dinov3" and "fused": (height, width), int64, on the model's device.
+        "clip", "dinov3" and "fused": (classes, height, width), float32, on the model's device.
     """
     logits = sliding_window_logits(model, pixel_values, crop_size)
     fusion = model.config.fusion if model.config.fusion not in STUDENTS else "confidence"
@@ -90,4 +90,4 @@ def predict_label_maps(
             name: F.interpolate(value, size=size, mode="bilinear", align_corners=True)
             for name, value in logits.items()
         }
-    return {name: value.argmax(dim=1)[0] for name, value in logits.items()}
+    return {name: value[0] for name, value in logits.items()}

@@ -128,20 +128,25 @@ class Co2SClipEncoder(nn.Module):
         """The modules that the paper trains."""
         return [layer.self_attn for layer in self.layers]
 
-    def layer_inputs(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """Inputs of layers 0 to the last tapped one, (batch, 1 + patches, hidden) each.
+    @property
+    def state_indices(self) -> list[int]:
+        """Which of transformers' recorded hidden states the features are made of: the tapped layers' inputs."""
+        return list(self.feature_layers)
 
-        The tapped features of a layer need its input only, so the last tapped layer itself is never run.
-        """
+    def tapped_states(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """Inputs of the tapped layers, (batch, 1 + patches, hidden) each; the last of these layers is never run."""
         hidden_states = self.vision_model.embeddings(pixel_values, interpolate_pos_encoding=True)
-        inputs = [self.vision_model.pre_layrnorm(hidden_states)]
-        for layer in self.layers[: self.feature_layers[-1]]:
-            inputs.append(layer(inputs[-1], attention_mask=None))
-        return inputs
+        hidden_states = self.vision_model.pre_layrnorm(hidden_states)
+        states = []
+        for index, layer in enumerate(self.layers[: self.feature_layers[-1]]):
+            if index in self.feature_layers:
+                states.append(hidden_states)
+            hidden_states = layer(hidden_states, attention_mask=None)
+        return [*states, hidden_states]
 
-    def features(self, layer_inputs: list[torch.Tensor], grid: tuple[int, int]) -> list[torch.Tensor]:
+    def features(self, states: list[torch.Tensor], grid: tuple[int, int]) -> list[torch.Tensor]:
         """Feature maps (batch, channels, *grid), lowest layer first; the last at unit length per pixel."""
-        features = [self._value_path(self.layers[index], layer_inputs[index]) for index in self.feature_layers]
+        features = [self._value_path(self.layers[index], state) for index, state in zip(self.feature_layers, states)]
         embeddings = self.visual_projection(self.vision_model.post_layernorm(features[-1]))
         features[-1] = F.normalize(embeddings, dim=-1)
         # (batch, patches, channels) -> (batch, channels, height, width)
@@ -176,21 +181,30 @@ class Co2SDinov3Encoder(nn.Module):
         """The modules that the paper trains."""
         return [layer.attention for layer in self.layers]
 
-    def layer_inputs(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """Inputs of layers 0 to the one after the last tapped one, (batch, 1 + registers + patches, hidden) each."""
-        pixel_values = pixel_values.to(self.vision_model.embeddings.patch_embeddings.weight.dtype)
-        inputs = [self.vision_model.embeddings(pixel_values)]
-        position_embeddings = self.vision_model.rope_embeddings(pixel_values)
-        for layer in self.layers[: self.feature_layers[-1] + 1]:
-            inputs.append(layer(inputs[-1], position_embeddings=position_embeddings))
-        return inputs
+    @property
+    def state_indices(self) -> list[int]:
+        """Which of transformers' recorded hidden states the features are made of: the tapped layers' outputs."""
+        return [index + 1 for index in self.feature_layers]
 
-    def features(self, layer_inputs: list[torch.Tensor], grid: tuple[int, int]) -> list[torch.Tensor]:
+    def tapped_states(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """Outputs of the tapped layers, (batch, 1 + registers + patches, hidden) each."""
+        pixel_values = pixel_values.to(self.vision_model.embeddings.patch_embeddings.weight.dtype)
+        hidden_states = self.vision_model.embeddings(pixel_values)
+        position_embeddings = self.vision_model.rope_embeddings(pixel_values)
+        states = []
+        for index, layer in enumerate(self.layers[: self.feature_layers[-1] + 1]):
+            hidden_states = layer(hidden_states, position_embeddings=position_embeddings)
+            if index in self.feature_layers:
+                states.append(hidden_states)
+        return states
+
+    def features(self, states: list[torch.Tensor], grid: tuple[int, int]) -> list[torch.Tensor]:
         """Feature maps (batch, hidden, *grid), lowest layer first."""
         num_prefix_tokens = 1 + self.vision_model.config.num_register_tokens
-        features = [self.vision_model.norm(layer_inputs[index + 1]) for index in self.feature_layers]
         # (batch, tokens, hidden) -> (batch, hidden, height, width)
-        return [feature[:, num_prefix_tokens:].transpose(1, 2).unflatten(2, grid) for feature in features]
+        return [
+            self.vision_model.norm(state)[:, num_prefix_tokens:].transpose(1, 2).unflatten(2, grid) for state in states
+        ]
 
     def record(self, pixel_values: torch.Tensor, **kwargs) -> ModelOutput:
         """Run the whole tower as transformers does, recording what the keywords ask for."""
@@ -231,7 +245,8 @@ class Co2STrimmedConv2d(nn.Conv2d):
             reaches = size != 3 or dilation < side
             taps.append(slice(None) if reaches else slice(1, 2))
             padding.append(pad if reaches else 0)
-        return F.conv2d(hidden_states, self.weight[:, :, taps[0], taps[1]], padding=padding, dilation=self.dilation)
+        weight = self.weight[:, :, taps[0], taps[1]]
+        return F.conv2d(hidden_states, weight, self.bias, padding=padding, dilation=self.dilation)
 
 
 class Co2SSharedConv2d(nn.Conv2d):
@@ -243,7 +258,7 @@ class Co2SSharedConv2d(nn.Conv2d):
     def forward(self, class_maps: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Convolve maps (batch * classes, channels, h, w) with features (batch, channels, h, w)."""
         own_weight, shared_weight = self.weight.split([class_maps.shape[1], features.shape[1]], dim=1)
-        own = F.conv2d(class_maps, own_weight, padding=self.padding).unflatten(0, (features.shape[0], -1))
+        own = F.conv2d(class_maps, own_weight, self.bias, padding=self.padding).unflatten(0, (features.shape[0], -1))
         return (own + F.conv2d(features, shared_weight, padding=self.padding).unsqueeze(1)).flatten(0, 1)
 
 
@@ -429,13 +444,14 @@ class Co2SStudent(nn.Module):
         hidden_states = attentions = None
         if output_hidden_states or output_attentions:
             recorded = self.encoder.record(prepared, output_hidden_states=True, output_attentions=output_attentions)
-            layer_inputs, attentions = recorded.hidden_states, recorded.attentions
-            hidden_states = layer_inputs if output_hidden_states else None
+            states = [recorded.hidden_states[index] for index in self.encoder.state_indices]
+            hidden_states = recorded.hidden_states if output_hidden_states else None
+            attentions = recorded.attentions
         else:
-            layer_inputs = self.encoder.layer_inputs(prepared)
+            states = self.encoder.tapped_states(prepared)
 
         grid = tuple(side // self.encoder.patch_size for side in prepared.shape[-2:])
-        features = self.encoder.features(layer_inputs, grid)
+        features = self.encoder.features(states, grid)
         if dropout_samples is not None:
             features = [torch.cat([f, F.dropout2d(f[dropout_samples], dropout_probability)]) for f in features]
 

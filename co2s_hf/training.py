@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.optim import AdamW, Optimizer
@@ -12,9 +13,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from .configuration_co2s import Co2SConfig
 from .data import Sample
+from .figures import Example
 from .files import written_beside
 from .image_processing_co2s import Co2SImageProcessor
-from .inference import predict_label_maps
+from .inference import predict_logits
 from .metrics import ConfusionMatrix
 from .modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
 
@@ -119,13 +121,28 @@ def evaluate(
         inputs = image_processor(sample.load_image(), sample.load_label(), return_tensors="pt")
         labels = inputs["labels"][0]
         with accelerator.autocast():
-            maps = predict_label_maps(model, inputs["pixel_values"], crop_size, tuple(labels.shape))
-        for name, prediction in maps.items():
-            matrices[name].update(prediction.cpu(), labels)
+            logits = predict_logits(model, inputs["pixel_values"], crop_size, tuple(labels.shape))
+        for name, matrix in matrices.items():
+            matrix.update(logits[name].argmax(dim=0).cpu(), labels)
     for matrix in matrices.values():
         matrix.counts = accelerator.reduce(matrix.counts.to(accelerator.device), reduction="sum").cpu()
     model.train(was_training)
     return matrices
+
+
+def examples_to_show(
+    model: Co2SForSemanticSegmentation, image_processor: Co2SImageProcessor, samples: Iterable[Sample], crop_size: int
+) -> list[Example]:
+    """Predict some labelled samples for a figure: truth, both students, fused prediction and its confidence."""
+    model.eval()
+    examples = []
+    for sample in samples:
+        image, label = sample.load_image(), sample.load_label()
+        inputs = image_processor(image, return_tensors="pt")
+        logits = predict_logits(model, inputs["pixel_values"], crop_size, (label.height, label.width))
+        maps = {"truth": np.asarray(label)} | {name: logits[name].argmax(dim=0).cpu().numpy() for name in PREDICTORS}
+        examples.append(Example(image, maps, logits["fused"].softmax(dim=0).amax(dim=0).cpu().numpy()))
+    return examples
 
 
 def results_table(matrices: dict[str, ConfusionMatrix], id2label: dict[int, str]) -> str:
@@ -178,6 +195,7 @@ def largest_class_mean_iou(matrix: ConfusionMatrix) -> float:
 __all__ = [
     "PREDICTORS",
     "evaluate",
+    "examples_to_show",
     "largest_class_mean_iou",
     "make_optimizer",
     "polynomial_decay",

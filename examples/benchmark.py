@@ -43,17 +43,17 @@ def main():
     images = torch.randn(args.batch_size, 3, args.size, args.size, device=device, dtype=dtype)
     clip, dinov3 = model.clip, model.dinov3
     grid = (args.size // clip.encoder.patch_size,) * 2
-    inputs = {name: student.encoder.layer_inputs(images) for name, student in (("clip", clip), ("dinov3", dinov3))}
-    features = {"clip": clip.encoder.features(inputs["clip"], grid)}
-    features["dinov3"] = dinov3.encoder.features(inputs["dinov3"], grid)
+    states = {name: student.encoder.tapped_states(images) for name, student in (("clip", clip), ("dinov3", dinov3))}
+    features = {"clip": clip.encoder.features(states["clip"], grid)}
+    features["dinov3"] = dinov3.encoder.features(states["dinov3"], grid)
     parts = {
         "transformers' CLIPVisionModel": lambda: clip.encoder.record(images),
         "transformers' DINOv3ViTModel": lambda: dinov3.encoder.record(images),
         "CLIP student's decoder": lambda: clip.decoder(features["clip"], clip.guidance()),
         "DINOv3 student's decoder": lambda: dinov3.decoder(features["dinov3"], dinov3.guidance()),
-        "CLIP tower up to its last tapped layer": lambda: clip.encoder.layer_inputs(images),
-        "CLIP's value-path features": lambda: clip.encoder.features(inputs["clip"], grid),
-        "DINOv3 tower": lambda: dinov3.encoder.layer_inputs(images),
+        "CLIP tower up to its last tapped layer": lambda: clip.encoder.tapped_states(images),
+        "CLIP's value-path features": lambda: clip.encoder.features(states["clip"], grid),
+        "DINOv3 tower": lambda: dinov3.encoder.tapped_states(images),
         "whole model": lambda: model(images),
     }
     print(

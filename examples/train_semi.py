@@ -36,11 +36,13 @@ from transformers import HfArgumentParser
 import co2s_hf
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.data import PairedViews, SegmentationFolder
+from co2s_hf.figures import draw_curves, draw_predictions, palette_or_default
 from co2s_hf.files import check_new_folder
 from co2s_hf.objective import Co2SObjective, stability_weight
 from co2s_hf.synthetic import write_scenes
 from co2s_hf.training import (
     evaluate,
+    examples_to_show,
     largest_class_mean_iou,
     make_optimizer,
     polynomial_decay,
@@ -54,6 +56,9 @@ from co2s_hf.training import (
 from co2s_hf.views import make_views
 
 
+NUM_SHOWN = 5  # validation images in the figure
+
+
 def setting(default, text: str):
     return field(default=default, metadata={"help": text})
 
@@ -62,7 +67,9 @@ def setting(default, text: str):
 class Arguments:
     """What a run can be told. None stands for a value that depends on others; `resolve` fills it in."""
 
-    output_dir: str = setting("outputs/train_semi", "New folder for model/, metrics.json, log.jsonl, arguments.json.")
+    output_dir: str = setting(
+        "outputs/train_semi", "New folder for model/, metrics.json, log.jsonl, arguments.json and figures."
+    )
     data_dir: str | None = setting(None, "Folder with images/, labels/ and splits/. Left out: scenes are drawn.")
     class_names: list[str] | None = setting(
         None, "Class names in label order. Left out: classes.json of the folder, or class_0, class_1 ..."
@@ -261,6 +268,12 @@ def main():
     if accelerator.is_main_process:
         results = {"step": args.max_train_steps, "largest_class_mean_iou": baseline}
         write_json(output_dir / "metrics.json", results | results_dict(matrices, data.id2label))
+        palette = palette_or_default(data.palette, len(data.id2label))
+        shown = examples_to_show(model, image_processor, data.validation[:NUM_SHOWN], args.crop_size)
+        draw_predictions(shown, data.id2label, palette, output_dir / "predictions.png")
+        log_lines = (output_dir / "log.jsonl").read_text().splitlines()
+        draw_curves([json.loads(line) for line in log_lines], output_dir / "curves.png")
+        print(f"Look at {output_dir / 'predictions.png'} and {output_dir / 'curves.png'}.")
     # The process group has to outlive the wrapper that reduces gradients through it: with gloo, PyTorch may otherwise
     # hang at exit, waiting for a thread that waits for the interpreter.
     objective, optimizer, loader = accelerator.free_memory(objective, optimizer, loader)

@@ -3,7 +3,7 @@ import torch
 from conftest import load_parity, make_model
 
 from co2s_hf import Co2SForSemanticSegmentation
-from co2s_hf.inference import predict_label_maps, sliding_window_logits, window_starts
+from co2s_hf.inference import predict_logits, sliding_window_logits, window_starts
 from co2s_hf.modeling_co2s import fuse_logits
 
 
@@ -47,12 +47,14 @@ def test_windows_leave_no_seams(size, crop):
         torch.testing.assert_close(logits["dinov3"], 2 * image)
 
 
-def test_label_maps_of_students_and_fusion(model):
+def test_logits_of_students_and_fusion(model):
     image = torch.randn(1, 3, 20, 28)
-    maps = predict_label_maps(model, image, crop_size=16, size=(20, 28))
-    logits = sliding_window_logits(model, image, crop_size=16)
-    assert torch.equal(maps["clip"], logits["clip"].argmax(1)[0])
-    assert torch.equal(maps["fused"], fuse_logits(logits["clip"], logits["dinov3"]).argmax(1)[0])
-    assert predict_label_maps(model, image, crop_size=16, size=(10, 14))["fused"].shape == (10, 14)
+    found = predict_logits(model, image, crop_size=16, size=(20, 28))
+    windows = sliding_window_logits(model, image, crop_size=16)
+    assert torch.equal(found["clip"], windows["clip"][0])
+    assert torch.equal(found["fused"], fuse_logits(windows["clip"], windows["dinov3"])[0])
+    # The corners of a resized map are the corners of the map.
+    small = predict_logits(model, image, crop_size=16, size=(10, 14))["clip"]
+    torch.testing.assert_close(small[:, [0, 0, -1], [0, -1, -1]], windows["clip"][0][:, [0, 0, -1], [0, -1, -1]])
     with pytest.raises(ValueError, match="holds 2 images"):
         sliding_window_logits(model, image.repeat(2, 1, 1, 1), crop_size=16)

@@ -16,7 +16,7 @@ HUB_LIBRARIES = {"torch", "numpy", "PIL", "transformers", "huggingface_hub"}
 
 # Who may import whom, lowest first; a module imports from its own row or those before.
 LAYERS = [
-    {"configuration_co2s", "text_guidance", "catalog", "files", "metrics"},
+    {"configuration_co2s", "text_guidance", "catalog", "figures", "files", "metrics"},
     {"modeling_co2s", "image_processing_co2s", "views"},
     {"data", "objective", "inference", "convert_co2s_to_hf"},
     {"synthetic"},

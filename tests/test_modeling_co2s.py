@@ -18,7 +18,7 @@ def test_converted_student_computes_what_the_authors_code_computes(student, conv
     model = Co2SForSemanticSegmentation.from_pretrained(converted_folder)
     encoder = getattr(model, student).encoder
     with torch.no_grad():
-        features = encoder.features(encoder.layer_inputs(expected["input"]), grid=(4, 4))
+        features = encoder.features(encoder.tapped_states(expected["input"]), grid=(4, 4))
         logits = model(expected["input"], fusion=student).logits
     for index, feature in enumerate(features):
         torch.testing.assert_close(feature, expected[f"features.{index}"], atol=1e-5, rtol=0)
@@ -143,14 +143,14 @@ def test_unknown_students_are_refused(model, images):
 
 
 def test_dilated_convolution_skips_only_taps_that_see_padding():
-    layer = Co2STrimmedConv2d(4, 4, kernel_size=3, padding=6, dilation=6, bias=False)
+    layer = Co2STrimmedConv2d(4, 4, kernel_size=3, padding=6, dilation=6)
     for height, width in ((6, 20), (20, 5), (3, 3), (7, 7)):
         maps = torch.randn(1, 4, height, width)
         torch.testing.assert_close(layer(maps), torch.nn.Conv2d.forward(layer, maps))
 
 
 def test_shared_convolution_is_that_of_the_joined_maps():
-    layer = Co2SSharedConv2d(6, 5, kernel_size=3, padding=1, bias=False)
+    layer = Co2SSharedConv2d(6, 5, kernel_size=3, padding=1)
     maps, features = torch.randn(2 * 3, 4, 8, 8), torch.randn(2, 2, 8, 8)
     joined = torch.cat([maps, features.repeat_interleave(3, dim=0)], dim=1)
     torch.testing.assert_close(layer(maps, features), torch.nn.Conv2d.forward(layer, joined), atol=1e-5, rtol=1e-5)

@@ -4,10 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import make_model
+from PIL import Image
 
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.data import SegmentationFolder
@@ -100,6 +102,11 @@ def test_training_script_trains_saves_and_reports(scenes_folder, tmp_path):
     assert "clip/loss_stability" not in log[0] and "dinov3/loss_stability" in log[1]  # half the run is warm-up
     arguments = json.loads((output / "arguments.json").read_text())["arguments"]
     assert (arguments["learning_rate"], arguments["supervised_warmup_steps"]) == (1e-3, 2)
+
+    for name, least in (("predictions.png", (1000, 400)), ("curves.png", (1000, 400))):
+        with Image.open(output / name) as figure:
+            assert figure.width >= least[0] and figure.height >= least[1]
+            assert np.asarray(figure.convert("L")).std() > 10  # something is drawn
 
     model = Co2SForSemanticSegmentation.from_pretrained(output / "model")
     processor = Co2SImageProcessor.from_pretrained(output / "model")

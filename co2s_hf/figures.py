@@ -1,0 +1,82 @@
+"""What a run shows people: predictions beside the truth, and the course of the losses (matplotlib)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+
+
+CELL_INCHES = 2.2
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with its true and predicted label maps, by name, and the fused prediction's confidence (0..1)."""
+
+    image: Image.Image
+    maps: dict[str, np.ndarray]  # name -> (height, width), integer
+    confidence: np.ndarray  # (height, width)
+
+
+def palette_or_default(palette: list[list[int]] | None, num_labels: int) -> np.ndarray:
+    """RGB colours (labels, 3), uint8: the given ones, or distinct ones of matplotlib's."""
+    if palette is not None:
+        return np.array(palette, dtype=np.uint8)
+    colors = matplotlib.colormaps["tab20"](np.arange(num_labels) % 20)[:, :3]
+    return (255 * colors).astype(np.uint8)
+
+
+def colorize(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """A label map (height, width) in colour, uint8; labels without a class (the ignore value) are black."""
+    colors = np.zeros((256, 3), dtype=np.uint8)
+    colors[: len(palette)] = palette
+    return colors[labels.astype(np.uint8)]
+
+
+def draw_predictions(examples: list[Example], id2label: dict[int, str], palette: np.ndarray, path: str | Path):
+    """One row per example: the image, its maps in colour, the confidence; the classes' colours below."""
+    columns = ["image", *examples[0].maps, "confidence"]
+    figure = Figure(figsize=(CELL_INCHES * len(columns), CELL_INCHES * len(examples) + 0.6), layout="constrained")
+    axes = figure.subplots(len(examples), len(columns), squeeze=False)
+    for row, example in zip(axes, examples):
+        pictures = [example.image, *(colorize(labels, palette) for labels in example.maps.values())]
+        for axis, picture in zip(row, pictures):
+            axis.imshow(picture, interpolation="nearest")
+        shown = row[-1].imshow(example.confidence, vmin=0, vmax=1, cmap="viridis")
+    for axis, title in zip(axes[0], columns):
+        axis.set_title(title)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.colorbar(shown, ax=axes[:, -1], shrink=0.7)
+    handles = [Patch(color=palette[index] / 255, label=label) for index, label in id2label.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))
+    figure.savefig(path, dpi=100)
+
+
+def draw_curves(log: list[dict], path: str | Path):
+    """Every student's losses over the steps, one panel per term.
+
+    Args:
+        log: Lines of log.jsonl: `step` and `<student>/<term>` entries, not all of them in every line.
+        path: Picture to write.
+    """
+    names = dict.fromkeys(name for entry in log for name in entry if "/" in name)
+    terms = dict.fromkeys(name.split("/")[1] for name in names)
+    columns = 4
+    rows = -(-len(terms) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
+    for axis, term in zip(figure.subplots(rows, columns, squeeze=False).flat, terms):
+        for name in names:
+            if name.split("/")[1] == term:
+                points = [(entry["step"], entry[name]) for entry in log if name in entry]
+                axis.plot(*zip(*points), label=name.split("/")[0], marker=".")
+        axis.set_title(term)
+        axis.set_xlabel("step")
+        axis.legend()
+    for axis in figure.axes[len(terms) :]:
+        axis.remove()
+    figure.savefig(path, dpi=100)
