@@ -45,6 +45,14 @@ def written_beside(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(previous)
 
 
+def write_text(path: str | Path, text: str):
+    """Write a small file; readers see the old content or the new one, never a part."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -186,6 +187,53 @@ def save_model(model: Co2SForSemanticSegmentation, image_processor: Co2SImagePro
         image_processor.save_pretrained(target)
 
 
+def save_checkpoint(accelerator: Accelerator, root: Path, step: int, keep: int = 2):
+    """Save what resuming after a step needs (weights, optimiser, schedule) as `root/step-<step>`.
+
+    The folder appears only when every process has written its part. Older ones than the last `keep` are removed then.
+    Every process must call this.
+    """
+    folder = root / f"step-{step:07d}"
+    unfinished = root / f".unfinished-{step:07d}"
+    if accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed while writing it
+        unfinished.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(unfinished)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+        for old in sorted(root.glob("step-*"))[:-keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def find_checkpoint(root: Path, name: str | None) -> Path | None:
+    """The folder to resume from: None for no name, the newest below `root` for "last", or the named one.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+    """
+    if name is None:
+        return None
+    if name == "last":
+        if checkpoints := sorted(root.glob("step-*")):
+            return checkpoints[-1]
+        raise FileNotFoundError(f"There is no checkpoint in '{root}' to resume from. Start without resuming.")
+    folder = Path(name)
+    if not (folder.is_dir() and folder.name.startswith("step-")):
+        raise FileNotFoundError(
+            f"'{folder}' is no checkpoint; give 'last' or a folder such as {root / 'step-0000200'}."
+        )
+    return folder
+
+
+def checkpoint_step(folder: Path) -> int:
+    """How many steps were done when a checkpoint was saved."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def largest_class_mean_iou(matrix: ConfusionMatrix) -> float:
     """Mean IoU of predicting the most frequent class everywhere: what a model must beat."""
     pixels = matrix.counts.sum(dim=1)
@@ -194,13 +242,16 @@ def largest_class_mean_iou(matrix: ConfusionMatrix) -> float:
 
 __all__ = [
     "PREDICTORS",
+    "checkpoint_step",
     "evaluate",
     "examples_to_show",
+    "find_checkpoint",
     "largest_class_mean_iou",
     "make_optimizer",
     "polynomial_decay",
     "results_dict",
     "results_table",
+    "save_checkpoint",
     "save_model",
     "steps_per_epoch",
     "tiny_config",

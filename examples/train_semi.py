@@ -11,6 +11,9 @@
         --clip_model openai/clip-vit-base-patch16 --dinov3_model facebook/dinov3-vitb16-pretrain-lvd1689m \\
         --crop_size 256 --per_device_train_batch_size 2 --num_train_epochs 80
 
+    # Go on after an interruption, with the same arguments.
+    accelerate launch examples/train_semi.py --resume_from_checkpoint last
+
 Plain `python examples/train_semi.py` does the same on one device.
 """
 
@@ -29,7 +32,7 @@ import torch
 import transformers
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
@@ -37,17 +40,20 @@ import co2s_hf
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.data import PairedViews, SegmentationFolder
 from co2s_hf.figures import draw_curves, draw_predictions, palette_or_default
-from co2s_hf.files import check_new_folder
+from co2s_hf.files import check_new_folder, write_text
 from co2s_hf.objective import Co2SObjective, stability_weight
 from co2s_hf.synthetic import write_scenes
 from co2s_hf.training import (
+    checkpoint_step,
     evaluate,
     examples_to_show,
+    find_checkpoint,
     largest_class_mean_iou,
     make_optimizer,
     polynomial_decay,
     results_dict,
     results_table,
+    save_checkpoint,
     save_model,
     steps_per_epoch,
     tiny_config,
@@ -102,6 +108,10 @@ class Arguments:
 
     eval_steps: int | None = setting(None, "Evaluate every so many steps. Left out: at the end.")
     logging_steps: int = setting(50, "Print and log the mean losses every so many steps.")
+    checkpointing_steps: int = setting(200, "Save what resuming needs every so many steps; the last two are kept.")
+    resume_from_checkpoint: str | None = setting(
+        None, "'last', or a folder of checkpoints/: go on from there, exactly, with the other arguments as they were."
+    )
     dataloader_num_workers: int = setting(0, "Worker processes that read and crop images, per device.")
     use_cpu: bool = setting(False, "Stay on the CPU even where there is a GPU.")
     mixed_precision: Literal["no", "bf16"] | None = setting(
@@ -115,7 +125,13 @@ class Arguments:
         if self.max_train_steps is not None and self.num_train_epochs is not None:
             raise ValueError("Give either --max_train_steps or --num_train_epochs.")
         least = {"crop_size": 8, "per_device_train_batch_size": 1, "max_train_steps": 1, "num_train_epochs": 1}
-        least |= {"logging_steps": 1, "eval_steps": 1, "supervised_warmup_steps": 0, "dataloader_num_workers": 0}
+        least |= {
+            "logging_steps": 1,
+            "checkpointing_steps": 1,
+            "eval_steps": 1,
+            "supervised_warmup_steps": 0,
+            "dataloader_num_workers": 0,
+        }
         for name, minimum in least.items():
             if (value := getattr(self, name)) is not None and value < minimum:
                 raise ValueError(f"--{name} is {value}; it must be at least {minimum}.")
@@ -171,8 +187,10 @@ def main():
 
     # 1. The data, checked before anything expensive starts.
     data_dir = args.data_dir or output_dir.parent / f"scenes-seed{args.seed}"
+    checkpoint = find_checkpoint(output_dir / "checkpoints", args.resume_from_checkpoint)
     if accelerator.is_main_process:
-        check_new_folder(output_dir)
+        if checkpoint is None:
+            check_new_folder(output_dir)
         if args.data_dir is None and not data_dir.exists():
             print(f"No --data_dir: drawing scenes into {data_dir}.")
             write_scenes(data_dir, num_labeled=8, num_unlabeled=120, num_validation=24, seed=args.seed)
@@ -185,6 +203,8 @@ def main():
     batch_size = args.per_device_train_batch_size
     global_batch_size = batch_size * accelerator.num_processes
     args.resolve(steps_per_epoch(len(data.labeled), len(data.unlabeled), global_batch_size))
+    if checkpoint is not None:
+        check_same_run(args, accelerator, output_dir)
 
     # 2. The model.
     set_seed(args.seed)
@@ -223,10 +243,16 @@ def main():
         ignore_index=model.config.semantic_loss_ignore_index,
         with_partner=batch_size == 1,
     )
+    start = checkpoint_step(checkpoint) if checkpoint else 0
+    items = Subset(items, range(start * global_batch_size, len(items)))
     on_gpu = accelerator.device.type == "cuda"
     loader = DataLoader(items, batch_size=batch_size, num_workers=args.dataloader_num_workers, pin_memory=on_gpu)
     objective, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
-    if accelerator.is_main_process:
+    accelerator.register_for_checkpointing(scheduler)
+    if checkpoint is not None:
+        accelerator.load_state(checkpoint)
+        accelerator.print(f"Going on after step {start} from {checkpoint}.")
+    elif accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(output_dir / "arguments.json", facts_of_run(args, accelerator))
 
@@ -238,8 +264,18 @@ def main():
 
     # 4. The loop.
     logged = []
-    bar = tqdm(loader, desc="training", disable=not accelerator.is_main_process)
-    for step, batch in enumerate(bar):
+    bar = tqdm(
+        loader,
+        desc="training",
+        initial=start,
+        total=args.max_train_steps,
+        disable=not accelerator.is_main_process,
+    )
+    for step, batch in enumerate(bar, start=start):
+        # Feature dropout, too, depends on the seed, the step and the process alone.
+        torch.manual_seed(
+            (args.seed * args.max_train_steps + step) * accelerator.num_processes + accelerator.process_index
+        )
         # lambda rises once there is something to learn from.
         semi_step, semi_steps = (n - args.supervised_warmup_steps for n in (step, args.max_train_steps))
         losses = objective(
@@ -250,12 +286,17 @@ def main():
         optimizer.step()
         optimizer.zero_grad()
         logged.append({name: value.detach() for name, value in losses.items()})
-        if (step + 1) % args.logging_steps == 0 or step + 1 == args.max_train_steps:
+        done = step + 1
+        at_checkpoint = done % args.checkpointing_steps == 0 and done < args.max_train_steps
+        if done % args.logging_steps == 0 or at_checkpoint or done == args.max_train_steps:
             rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
-            log(accelerator, output_dir, step + 1, logged, rates)
+            log(accelerator, output_dir, done, logged, rates)
             logged = []
         scheduler.step()
-        if args.eval_steps and (step + 1) % args.eval_steps == 0 and step + 1 < args.max_train_steps:
+        if at_checkpoint:
+            save_checkpoint(accelerator, output_dir / "checkpoints", done)
+            accelerator.print(f"Saved a checkpoint after step {done}.", flush=True)
+        if args.eval_steps and done % args.eval_steps == 0 and done < args.max_train_steps:
             measure()
 
     # 5. What came of it.
@@ -271,8 +312,7 @@ def main():
         palette = palette_or_default(data.palette, len(data.id2label))
         shown = examples_to_show(model, image_processor, data.validation[:NUM_SHOWN], args.crop_size)
         draw_predictions(shown, data.id2label, palette, output_dir / "predictions.png")
-        log_lines = (output_dir / "log.jsonl").read_text().splitlines()
-        draw_curves([json.loads(line) for line in log_lines], output_dir / "curves.png")
+        draw_curves(read_log(output_dir), output_dir / "curves.png")
         print(f"Look at {output_dir / 'predictions.png'} and {output_dir / 'curves.png'}.")
     # The process group has to outlive the wrapper that reduces gradients through it: with gloo, PyTorch may otherwise
     # hang at exit, waiting for a thread that waits for the interpreter.
@@ -291,8 +331,29 @@ def log(accelerator: Accelerator, output_dir: Path, step: int, losses: list[dict
         shown = "  ".join(f"{name} {means[name]:.3f}" for name in ("loss", "clip/loss", "dinov3/loss"))
         confident = [f"{100 * means[name]:.0f} %" for name in means if name.endswith("confident_fraction")]
         tqdm.write(f"step {step:5d}  {shown}" + (f"  confident {' / '.join(confident)}" if confident else ""))
-        with (output_dir / "log.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, "learning_rates": learning_rates, **means}) + "\n")
+        # A resumed run replaces the lines after its checkpoint.
+        lines = [line for line in read_log(output_dir) if line["step"] < step]
+        lines.append({"step": step, "learning_rates": learning_rates, **means})
+        write_text(output_dir / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def read_log(output_dir: Path) -> list[dict]:
+    """The lines of log.jsonl so far."""
+    path = output_dir / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def check_same_run(args: Arguments, accelerator: Accelerator, output_dir: Path):
+    """Refuse to resume with what would make another run of it."""
+    saved = json.loads((output_dir / "arguments.json").read_text())
+    may_differ = {"resume_from_checkpoint", "dataloader_num_workers", "output_dir", "eval_steps"}
+    now = {**asdict(args), "num_processes": accelerator.num_processes}
+    before = {**saved["arguments"], "num_processes": saved["num_processes"]}
+    differing = [
+        f"{k} was {before.get(k)}, now {now[k]}" for k in now if k not in may_differ and now[k] != before.get(k)
+    ]
+    if differing:
+        raise ValueError(f"This is not the run in {output_dir}: {'; '.join(differing)}. Resume with its arguments.")
 
 
 def facts_of_run(args: Arguments, accelerator: Accelerator) -> dict:
@@ -310,7 +371,7 @@ def facts_of_run(args: Arguments, accelerator: Accelerator) -> dict:
 
 
 def write_json(path: Path, content: dict):
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,9 @@ from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.data import SegmentationFolder
 from co2s_hf.metrics import ConfusionMatrix
 from co2s_hf.training import (
+    checkpoint_step,
     evaluate,
+    find_checkpoint,
     largest_class_mean_iou,
     make_optimizer,
     polynomial_decay,
@@ -81,10 +85,12 @@ def test_tables_show_absent_classes_as_such():
     assert largest_class_mean_iou(matrix) == pytest.approx(0.25)
 
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
+
+
 def run_example(name, *arguments, launcher=(sys.executable,)):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
     command = [*launcher, str(EXAMPLES / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
 
 
 SMALL_RUN = ("--max_train_steps", 4, "--crop_size", 32, "--per_device_train_batch_size", 2, "--logging_steps", 2)
@@ -117,6 +123,67 @@ def test_training_script_trains_saves_and_reports(scenes_folder, tmp_path):
 
     again = run_example("train_semi.py", "--data_dir", scenes_folder, "--output_dir", output, *SMALL_RUN)
     assert again.returncode != 0 and "already exists and is not an empty folder" in again.stderr
+
+
+RESUMABLE_RUN = (*SMALL_RUN[2:], "--max_train_steps", 8, "--checkpointing_steps", 3, "--seed", 5)
+
+
+def weights_and_log(output):
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return (output / "model" / "model.safetensors").read_bytes(), log
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(scenes_folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("uninterrupted") / "run"
+    run = run_example("train_semi.py", "--data_dir", scenes_folder, "--output_dir", output, *RESUMABLE_RUN)
+    assert run.returncode == 0, run.stderr
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step-0000003", "step-0000006"]
+    return output
+
+
+def test_resuming_changes_nothing(uninterrupted, scenes_folder, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(uninterrupted, output)
+    shutil.rmtree(output / "model")
+    shutil.rmtree(output / "checkpoints" / "step-0000006")
+    arguments = ("--data_dir", scenes_folder, "--output_dir", output, *RESUMABLE_RUN)
+    run = run_example("train_semi.py", *arguments, "--resume_from_checkpoint", "last")
+    assert run.returncode == 0, run.stderr
+    assert "Going on after step 3 " in run.stdout
+    assert weights_and_log(output) == weights_and_log(uninterrupted)  # bit for bit
+
+    other = run_example("train_semi.py", *arguments, "--learning_rate", 0.5, "--resume_from_checkpoint", "last")
+    assert other.returncode != 0 and "learning_rate was 0.001, now 0.5" in other.stderr
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(uninterrupted, scenes_folder, tmp_path):
+    arguments = ["--data_dir", str(scenes_folder), "--output_dir", str(tmp_path / "run"), *map(str, RESUMABLE_RUN)]
+    command = [sys.executable, str(EXAMPLES / "train_semi.py"), *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT
+    ) as run:
+        for line in run.stdout:
+            if "Saved a checkpoint after step 3" in line:
+                run.kill()  # SIGKILL, somewhere in the steps after it
+                break
+    assert run.wait() == -signal.SIGKILL and not (tmp_path / "run" / "model").exists()
+    (tmp_path / "run" / "checkpoints" / ".unfinished-0000006").mkdir()  # as if killed while saving
+    resumed = run_example("train_semi.py", *arguments, "--resume_from_checkpoint", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    assert weights_and_log(tmp_path / "run") == weights_and_log(uninterrupted)
+
+
+def test_missing_checkpoints_are_named(tmp_path):
+    assert find_checkpoint(tmp_path, None) is None
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint in"):
+        find_checkpoint(tmp_path, "last")
+    with pytest.raises(FileNotFoundError, match="is no checkpoint; give 'last' or a folder such as"):
+        find_checkpoint(tmp_path, str(tmp_path))
+    for step in (3, 20, 100):
+        (tmp_path / f"step-{step:07d}").mkdir()
+    assert checkpoint_step(find_checkpoint(tmp_path, "last")) == 100
+    assert checkpoint_step(find_checkpoint(tmp_path, str(tmp_path / "step-0000020"))) == 20
 
 
 def test_two_processes_share_the_work(scenes_folder, tmp_path):
