@@ -494,8 +494,10 @@ class Co2SPreTrainedModel(PreTrainedModel):
         if isinstance(module, Co2SClipEncoder):
             init.normal_(module.visual_projection.weight, std=self.config.clip_config.hidden_size**-0.5)
         elif isinstance(module, Co2STextGuidance):
-            # Without text every class still gets a direction of its own.
-            init.normal_(module.embeddings)
+            # Without text every class still gets a direction of its own, as far from the others as can be. (float32:
+            # half precision cannot be orthogonalised.)
+            directions = torch.empty_like(module.embeddings, dtype=torch.float32)
+            init.copy_(module.embeddings, nn.init.orthogonal_(directions))
         elif isinstance(module, Co2SQueryGuidance):
             init.normal_(module.queries, std=self.config.initializer_range)
         elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
