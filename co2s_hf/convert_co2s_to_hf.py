@@ -1,10 +1,10 @@
 """Convert the authors' checkpoints to a co2s_hf folder, and back.
 
-    python -m co2s_hf.convert_co2s_to_hf --clip_checkpoint best_clip.pth --dinov3_checkpoint best_dinov3.pth \
+    python -m co2s_hf.convert_co2s_to_hf --clip_checkpoint best_clip.pth --dinov3_checkpoint best_dinov3.pth \\
         --dataset whdld --output_dir co2s-whdld --verify
 
     # The same from a Hub repository that holds both files in a folder:
-    python -m co2s_hf.convert_co2s_to_hf --hub_repo XavierJiezou/co2s-models --hub_folder POTSDAM/1_32-74.30 \
+    python -m co2s_hf.convert_co2s_to_hf --hub_repo XavierJiezou/co2s-models --hub_folder POTSDAM/1_32-74.30 \\
         --dataset potsdam --output_dir co2s-potsdam --verify
 
     # Back to best_clip.pth and best_dinov3.pth for the authors' tools:
