@@ -8,7 +8,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation
-from co2s_hf.catalog import BENCHMARKS
 from co2s_hf.convert_co2s_to_hf import convert
 from co2s_hf.synthetic import write_scenes
 
@@ -98,6 +97,3 @@ def converted_folder(tmp_path_factory, original_checkpoints, parity_sizes) -> Pa
 def scenes_folder(tmp_path_factory) -> Path:
     """A drawn data folder: 3 labelled, 5 unlabelled, 2 validation scenes of 48 px."""
     return write_scenes(tmp_path_factory.mktemp("scenes") / "data", 3, 5, 2, size=48, seed=7)
-
-
-__all__ = ["BENCHMARKS", "load_parity", "make_config", "make_model"]
