@@ -286,9 +286,9 @@ class Co2SConfig(PreTrainedConfig):
                 f"`clip_config` has `image_size` {clip.image_size} and `projection_dim` {clip.projection_dim}; the "
                 f"first must be one integer of at least the patch size ({clip.patch_size}), the second at least 1."
             )
-        if self.clip_config.num_channels != self.dinov3_config.num_channels:
+        if clip.num_channels != self.dinov3_config.num_channels:
             raise ValueError(
-                f"`clip_config.num_channels` ({self.clip_config.num_channels}) and `dinov3_config.num_channels` "
+                f"`clip_config.num_channels` ({clip.num_channels}) and `dinov3_config.num_channels` "
                 f"({self.dinov3_config.num_channels}) differ, but both students see the same image."
             )
         head_size = self.dinov3_config.hidden_size // self.dinov3_config.num_attention_heads

@@ -95,6 +95,15 @@ def stability_losses(
     return losses
 
 
+@dataclass
+class _Partner:
+    """What is pasted into the strong views: other images' strong views, and where those show nothing."""
+
+    strong_1: torch.Tensor
+    strong_2: torch.Tensor
+    padding: torch.Tensor
+
+
 class Co2SObjective(nn.Module):
     """A model with its losses. Wrap and call this one in distributed training: its forward is the whole step.
 
@@ -150,9 +159,12 @@ class Co2SObjective(nn.Module):
             return self._report(losses, totals)
 
         partner = self._partner(views)
-        strong_1 = cutmix(views.strong_1, partner.strong_1, views.cutmix_boxes_1)
-        strong_2 = cutmix(views.strong_2, partner.strong_2, views.cutmix_boxes_2)
-        images = [views.labeled, views.weak, strong_1, strong_2]
+        images = [
+            views.labeled,
+            views.weak,
+            cutmix(views.strong_1, partner.strong_1, views.cutmix_boxes_1),
+            cutmix(views.strong_2, partner.strong_2, views.cutmix_boxes_2),
+        ]
         if views.partner_weak is not None:
             images.append(views.partner_weak)
         sizes = [len(part) for part in images]
@@ -194,7 +206,7 @@ class Co2SObjective(nn.Module):
         return semantic_cross_entropy(logits, views.labels, self.model.config.semantic_loss_ignore_index)
 
     @staticmethod
-    def _partner(views: Views) -> "_Partner":
+    def _partner(views: Views) -> _Partner:
         if views.partner_weak is not None:
             return _Partner(views.partner_strong_1, views.partner_strong_2, views.partner_padding)
         # The next image of the batch; a batch of one has no other image, so nothing is pasted into it.
@@ -207,10 +219,3 @@ class Co2SObjective(nn.Module):
         report = {f"{name}/{term}": value.detach() for name, terms in losses.items() for term, value in terms.items()}
         report |= {f"{name}/loss": total.detach() for name, total in totals.items()}
         return {"loss": sum(totals.values()), **report}
-
-
-@dataclass
-class _Partner:
-    strong_1: torch.Tensor
-    strong_2: torch.Tensor
-    padding: torch.Tensor
