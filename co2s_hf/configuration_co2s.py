@@ -96,6 +96,9 @@ class Co2SConfig(PreTrainedConfig):
             How the students' predictions become one: `"confidence"` (per pixel the surer student, the paper's rule),
             `"average"` (mean of the probabilities), `"clip"` or `"dinov3"` (that student alone; the other is not
             computed).
+        crop_size (`int`, *optional*):
+            Side in pixels of the crops that the model was trained on, and so of the windows in which larger images
+            are best predicted.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the learnable queries' initialisation.
 
@@ -167,6 +170,7 @@ class Co2SConfig(PreTrainedConfig):
     text_encoder: str | None = None
     semantic_loss_ignore_index: int = 255
     fusion: str = "confidence"
+    crop_size: int | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -280,6 +284,8 @@ class Co2SConfig(PreTrainedConfig):
             logits_size = getattr(self, f"{name}_logits_size")
             if logits_size is not None and logits_size < 1:
                 raise ValueError(f"`{name}_logits_size` is {logits_size}; it must be at least 1, or None.")
+        if self.crop_size is not None and self.crop_size < 1:
+            raise ValueError(f"`crop_size` is {self.crop_size}; it must be at least 1, or None.")
         clip = self.clip_config
         if not isinstance(clip.image_size, int) or clip.image_size < clip.patch_size or clip.projection_dim < 1:
             raise ValueError(

@@ -1,7 +1,8 @@
 """From a folder of images to labelled, unlabelled and validation samples, and to the batches that training takes.
 
-A folder holds `images/` and `labels/` and the lists `splits/labeled.txt`, `splits/unlabeled.txt` and
-`splits/val.txt` in the authors' format (`images/NAME labels/NAME` a line). An optional `classes.json`, in label order,
+A folder holds `images/` and `labels/` and either the lists `splits/labeled.txt`, `splits/unlabeled.txt` and
+`splits/val.txt` in the authors' format (`images/NAME labels/NAME` a line), or no lists: then sets are drawn from a
+seed, and images without a label file are unlabelled. An optional `classes.json`, in label order,
 `[{"name": "water", "color": [0, 0, 255], "concepts": ["water", "lake"]}, ...]`, describes the classes; colour and
 concepts may be left out.
 """
@@ -11,7 +12,9 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,9 +25,10 @@ from .views import Geometry, draw_appearance, draw_cutmix_box, sample_generator
 
 
 # What random numbers are for, so that no two purposes share them.
-VIEWS_STREAM, LABELED_STREAM, UNLABELED_STREAM = range(3)
+VIEWS_STREAM, LABELED_STREAM, UNLABELED_STREAM, SPLIT_STREAM = range(4)
 
 SPLIT_FILES = {"labeled": "labeled.txt", "unlabeled": "unlabeled.txt", "validation": "val.txt"}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,15 @@ class SegmentationFolder:
 
     @classmethod
     def open(
-        cls, data_dir: str | Path, class_names: list[str] | None = None, ignore_index: int = 255
+        cls,
+        data_dir: str | Path,
+        class_names: list[str] | None = None,
+        ignore_index: int = 255,
+        labeled_fraction: float | None = None,
+        validation_fraction: float = 0.2,
+        seed: int = 0,
     ) -> "SegmentationFolder":
-        """Read the lists of a folder and check them.
+        """Read the lists of a folder, or draw them, and check them.
 
         Every label map of the labelled and validation lists is read, and the header of every image.
 
@@ -108,6 +118,11 @@ class SegmentationFolder:
             class_names: Names in label order. Left out: those of `classes.json`, or `class_0`, `class_1` ... up to the
                 highest label that occurs.
             ignore_index: Label of pixels without a class.
+            labeled_fraction: Draw the sets instead of reading lists (`splits/val.txt`, if there is one, is kept): so
+                much of the training images with labels stays labelled, the others are unlabelled. Left out, the lists
+                are read; in a folder without `splits/` every image with a label file is labelled.
+            validation_fraction: Share of the images with labels that is drawn for validation.
+            seed: Of what is drawn.
 
         Raises:
             FileNotFoundError: The folder, a list, or a listed file is missing; all missing files are counted.
@@ -116,7 +131,12 @@ class SegmentationFolder:
         root = Path(data_dir)
         if not root.is_dir():
             raise FileNotFoundError(f"The data folder '{root}' does not exist.")
-        splits = {name: _read_split(root, name, file) for name, file in SPLIT_FILES.items()}
+        if labeled_fraction is None and (root / "splits").is_dir():
+            splits = {name: _read_split(root, name, file) for name, file in SPLIT_FILES.items()}
+        else:
+            splits = _draw_splits(
+                root, 1.0 if labeled_fraction is None else labeled_fraction, validation_fraction, seed
+            )
         _check_files(splits)
         classes = _read_classes(root / "classes.json")
         if class_names is not None:
@@ -169,6 +189,62 @@ def _read_split(root: Path, name: str, file: str) -> tuple[Sample, ...]:
     if not samples:
         raise ValueError(f"{path} is empty; it must list at least one image.")
     return tuple(samples)
+
+
+def _draw_splits(
+    root: Path, labeled_fraction: float, validation_fraction: float, seed: int
+) -> dict[str, tuple[Sample, ...]]:
+    """Draw labelled, unlabelled and validation samples from the files themselves."""
+    for name, fraction in (("labeled_fraction", labeled_fraction), ("validation_fraction", validation_fraction)):
+        if not 0 < fraction <= 1:
+            raise ValueError(f"`{name}` is {fraction}; give a share above 0 and up to 1, such as 1/8.")
+    labels = {path.relative_to(root / "labels").with_suffix(""): path for path in find_images(root / "labels")}
+    samples = [
+        Sample(path, labels.get(path.relative_to(root / "images").with_suffix("")))
+        for path in find_images(root / "images")
+    ]
+    known = [sample for sample in samples if sample.label is not None]
+    known = [known[index] for index in sample_generator(seed, SPLIT_STREAM, 0).permutation(len(known))]
+    if (root / "splits" / SPLIT_FILES["validation"]).exists():
+        validation = _read_split(root, "validation", SPLIT_FILES["validation"])
+        held_out = {sample.image for sample in validation}
+        known = [sample for sample in known if sample.image not in held_out]
+    else:
+        count = max(1, round(validation_fraction * len(known)))
+        validation, known = tuple(known[:count]), known[count:]
+    if not known:
+        raise ValueError(
+            f"'{root}' has {len(samples)} images below images/, of which {len(labels)} have a file of the same name "
+            "below labels/: too few to train and to validate. Add labels."
+        )
+    count = max(1, round(labeled_fraction * len(known)))
+    unlabeled = (*known[count:], *(sample for sample in samples if sample.label is None))
+    if not unlabeled:
+        raise ValueError(
+            f"Every image of '{root}' would be labelled, none unlabelled. Add images without labels, or choose a "
+            "labelled fraction below 1."
+        )
+    return {"labeled": tuple(known[:count]), "unlabeled": unlabeled, "validation": validation}
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Every image file in a folder and those below it, sorted.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The folder '{folder}' does not exist.")
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def class_pixel_counts(samples: tuple[Sample, ...], num_labels: int, ignore_index: int = 255) -> np.ndarray:
+    """How many pixels each class has in the samples' labels, (classes,)."""
+    counts = np.zeros(num_labels, dtype=np.int64)
+    for sample in samples:
+        values = np.asarray(sample.load_label())
+        counts += np.bincount(values[values != ignore_index], minlength=num_labels)
+    return counts
 
 
 def _check_files(splits: dict[str, tuple[Sample, ...]]):
@@ -241,7 +317,9 @@ class PairedViews(Dataset):
         num_labeled_only: So many items at the beginning come without an unlabelled sample.
         seed: Of every random number here.
         ignore_index: Label of padding.
-        with_partner: Also give another unlabelled image for CutMix: for batches of one.
+        partner: Also give explicit views to paste by CutMix: of "another" unlabelled image, for batches of one; of
+            the "same" image, as the authors' released code does. None leaves it to the batch.
+        with_hidden_labels: Also give the unlabelled images' labels, where they have a file, to measure pseudo-labels.
     """
 
     def __init__(
@@ -253,16 +331,18 @@ class PairedViews(Dataset):
         num_labeled_only: int = 0,
         seed: int = 0,
         ignore_index: int = 255,
-        with_partner: bool = False,
+        partner: Literal["another", "same"] | None = None,
+        with_hidden_labels: bool = False,
     ):
         self.labeled, self.unlabeled = labeled, unlabeled
         self.crop_size, self.length, self.num_labeled_only = crop_size, length, num_labeled_only
-        self.seed, self.ignore_index, self.with_partner = seed, ignore_index, with_partner
+        self.seed, self.ignore_index = seed, ignore_index
+        self.partner, self.with_hidden_labels = partner, with_hidden_labels
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor | str]:
         if not 0 <= index < self.length:
             raise IndexError(f"Item {index} of {self.length}.")  # what ends a plain `for` over the data set
         rng = sample_generator(self.seed, VIEWS_STREAM, index)
@@ -271,35 +351,51 @@ class PairedViews(Dataset):
         if index < self.num_labeled_only:
             return item
         position = self._position(UNLABELED_STREAM, index - self.num_labeled_only, len(self.unlabeled))
-        item |= self._unlabeled_item(self.unlabeled[position], rng)
+        unlabeled = self.unlabeled[position]
+        item |= self._unlabeled_item(unlabeled, rng) | {"unlabeled_name": str(unlabeled.image)}
         item |= {f"cutmix_boxes_{n}": torch.from_numpy(draw_cutmix_box(rng, self.crop_size)) for n in (1, 2)}
-        if self.with_partner:
+        if self.partner is not None:
             others = len(self.unlabeled) - 1
-            partner = (position + 1 + int(rng.integers(others))) % len(self.unlabeled) if others else position
-            views = self._unlabeled_item(self.unlabeled[partner], rng)
-            item |= {f"partner_{key}": value for key, value in views.items()}
+            if self.partner == "another" and others:
+                position = (position + 1 + int(rng.integers(others))) % len(self.unlabeled)
+            views = self._unlabeled_item(self.unlabeled[position], rng)
+            item |= {f"partner_{key}": value for key, value in views.items() if key != "hidden_labels"}
         return item
 
     def _position(self, stream: int, index: int, size: int) -> int:
         """Where the index-th item lies in a list that is permuted anew each time it is walked."""
         lap, place = divmod(index, size)
-        return int(sample_generator(self.seed, stream, lap).permutation(size)[place])
+        return int(_permutation(self.seed, stream, lap, size)[place])
 
-    def _labeled_item(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def _labeled_item(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor | str]:
         image = sample.load_image()
         geometry = Geometry.draw(rng, image.size, self.crop_size)
         labels = geometry.apply(sample.load_label(), self.ignore_index, Image.Resampling.NEAREST)
-        return {"labeled": _to_tensor(geometry, image), "labels": torch.from_numpy(labels)}
+        labels = torch.from_numpy(labels)
+        return {"labeled": _to_tensor(geometry, image), "labels": labels, "labeled_name": str(sample.image)}
 
     def _unlabeled_item(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         image = sample.load_image()
         geometry = Geometry.draw(rng, image.size, self.crop_size)
-        return {
+        item = {
             "weak": _to_tensor(geometry, image),
             "padding": torch.from_numpy(geometry.padding()),
             "appearance_1": torch.from_numpy(draw_appearance(rng)),
             "appearance_2": torch.from_numpy(draw_appearance(rng)),
         }
+        if self.with_hidden_labels:
+            if sample.label is not None and sample.label.exists():
+                labels = sample.load_label()
+            else:
+                labels = Image.new("L", image.size, self.ignore_index)
+            labels = geometry.apply(labels, self.ignore_index, Image.Resampling.NEAREST)
+            item["hidden_labels"] = torch.from_numpy(labels)
+        return item
+
+
+@lru_cache(maxsize=4)  # the current lap of both lists; drawing a whole permutation for every item takes long
+def _permutation(seed: int, stream: int, lap: int, size: int) -> np.ndarray:
+    return sample_generator(seed, stream, lap).permutation(size)
 
 
 def _to_tensor(geometry: Geometry, image: Image.Image) -> torch.Tensor:

@@ -57,6 +57,37 @@ def draw_predictions(examples: list[Example], id2label: dict[int, str], palette:
     figure.savefig(path, dpi=100)
 
 
+def draw_confusion(counts: np.ndarray, id2label: dict[int, str], path: str | Path):
+    """What every class was taken for: rows are true classes, in per cent of their pixels.
+
+    Args:
+        counts: Pixels, (true class, predicted class).
+        id2label: Names of the classes.
+        path: Picture to write.
+    """
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = 100 * counts / np.maximum(totals, 1)
+    side = 2.5 + 0.6 * len(counts)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axis = figure.subplots()
+    shown = axis.imshow(shares, vmin=0, vmax=100, cmap="Blues")
+    for (row, column), share in np.ndenumerate(shares):
+        color = "white" if share > 50 else "black"
+        axis.text(column, row, f"{share:.0f}" if totals[row, 0] else "-", ha="center", va="center", color=color)
+    names = [id2label[index] for index in range(len(counts))]
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axis.set_yticks(range(len(names)), names)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    figure.colorbar(shown, ax=axis, label="% of the true class", shrink=0.8)
+    figure.savefig(path, dpi=100)
+
+
+def overlay(image: Image.Image, labels: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> Image.Image:
+    """The image with its label map (height, width) in colour over it."""
+    return Image.blend(image.convert("RGB"), Image.fromarray(colorize(labels, palette)), opacity)
+
+
 def draw_curves(log: list[dict], path: str | Path):
     """Every student's losses over the steps, one panel per term.
 
@@ -64,7 +95,7 @@ def draw_curves(log: list[dict], path: str | Path):
         log: Lines of log.jsonl: `step` and `<student>/<term>` entries, not all of them in every line.
         path: Picture to write.
     """
-    names = dict.fromkeys(name for entry in log for name in entry if "/" in name)
+    names = dict.fromkeys(name for entry in log for name in entry if "/" in name and not isinstance(entry[name], dict))
     terms = dict.fromkeys(name.split("/")[1] for name in names)
     columns = 4
     rows = -(-len(terms) // columns)

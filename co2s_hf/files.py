@@ -1,5 +1,6 @@
 """Writing results so that nothing is lost: beside their place first, moved there when complete."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def check_new_folder(path: str | Path) -> Path:
+def check_new_folder(path: str | Path, remedy: str = "Choose another, or remove it.") -> Path:
     """Refuse a folder that already holds something.
 
     Raises:
@@ -16,7 +17,7 @@ def check_new_folder(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"'{path}' already exists and is not an empty folder. Choose another, or remove it.")
+        raise FileExistsError(f"'{path}' already exists and is not an empty folder. {remedy}")
     return path
 
 
@@ -45,12 +46,28 @@ def written_beside(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(previous)
 
 
+@contextmanager
+def written_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write a file to; on success it takes the place of `path`, whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: str | Path, text: str):
     """Write a small file; readers see the old content or the new one, never a part."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with written_file(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: str | Path, content: dict):
+    """Write JSON in the same way; no NaN, which JSON does not know."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _umask() -> int:

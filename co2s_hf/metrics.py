@@ -1,55 +1,73 @@
-"""Segmentation metrics from one confusion matrix, whose size does not depend on how much is measured."""
+"""Segmentation metrics as a module of the evaluate library, offline.
 
+    metric = SegmentationMetric(num_labels=6)              # or evaluate.load("co2s_hf/metrics.py", num_labels=6)
+    metric.add_batch(predictions=maps, references=labels)  # as often as needed, on every process
+    metric.compute()
+
+Apart from confusion.py, which scripts import directly: examples/evaluate.py hides the library from its neighbours.
+"""
+
+import datasets
+import evaluate
+import numpy as np
 import torch
 
+from .confusion import ConfusionMatrix
 
-class ConfusionMatrix:
-    """Counts of (true class, predicted class) over pixels that have a class.
+
+class SegmentationMetric(evaluate.Metric):
+    """IoU, F1 and accuracy as a module of the evaluate library, accumulated in a confusion matrix.
+
+    Each process of a distributed evaluation adds its own images (none twice); `compute` sums over the processes.
 
     Args:
         num_labels: Number of classes.
         ignore_index: Label of pixels to leave out.
+        kwargs: Of [`evaluate.Metric`].
     """
 
-    def __init__(self, num_labels: int, ignore_index: int = 255):
-        self.num_labels, self.ignore_index = num_labels, ignore_index
-        self.counts = torch.zeros(num_labels, num_labels, dtype=torch.int64)
+    def __init__(self, num_labels: int, ignore_index: int = 255, **kwargs):
+        super().__init__(**kwargs)
+        self.matrix = ConfusionMatrix(num_labels, ignore_index)
 
-    def update(self, predictions: torch.Tensor, labels: torch.Tensor):
-        """Add predictions and labels of the same shape, integer class indices.
+    def _info(self) -> evaluate.MetricInfo:
+        label_map = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
+        return evaluate.MetricInfo(
+            description="Mean IoU, F1 and accuracy of semantic segmentation from a confusion matrix.",
+            citation="",
+            inputs_description="predictions, references: integer label maps (height, width), of any sizes.",
+            features=datasets.Features({"predictions": label_map, "references": label_map}),
+        )
 
-        Raises:
-            ValueError: The shapes differ, or a value is no class.
+    def add(self, *, prediction, reference):
+        """Add one predicted label map and its labels, (height, width)."""
+        self.matrix.update(torch.as_tensor(np.asarray(prediction)), torch.as_tensor(np.asarray(reference)))
+
+    def add_batch(self, *, predictions, references):
+        """Add predicted label maps and their labels, one (height, width) each."""
+        for prediction, reference in zip(predictions, references, strict=True):
+            self.add(prediction=prediction, reference=reference)
+
+    def compute(self, *, predictions=None, references=None) -> dict[str, float | list[float]]:
+        """Return the metrics of everything added since the last time, over all processes.
+
+        Args:
+            predictions: Label maps to add first.
+            references: Their labels.
+
+        Returns:
+            `mean_iou`, `mean_iou_paper` (absent classes count as 0), `mean_f1`, `accuracy`, and per class `iou` and
+            `f1` (NaN for absent ones); all 0..1.
         """
-        if predictions.shape != labels.shape:
-            raise ValueError(
-                f"Predictions have the shape {tuple(predictions.shape)} and labels {tuple(labels.shape)}; they must "
-                "agree."
-            )
-        kept = labels != self.ignore_index
-        labels, predictions = labels[kept].long(), predictions[kept].long()
-        for name, values in (("label", labels), ("prediction", predictions)):
-            if values.numel() and not 0 <= values.min() <= values.max() < self.num_labels:
-                raise ValueError(
-                    f"A {name} lies outside the {self.num_labels} classes: values go from {values.min()} to "
-                    f"{values.max()}, expected 0 to {self.num_labels - 1} (or {self.ignore_index} in labels)."
-                )
-        pairs = torch.bincount(labels * self.num_labels + predictions, minlength=self.num_labels**2)
-        self.counts += pairs.view(self.num_labels, self.num_labels).to(self.counts.device)
-
-    def iou(self) -> torch.Tensor:
-        """Intersection over union per class, 0..1; NaN for a class that neither labels nor predictions hold."""
-        intersection = self.counts.diag().double()
-        return intersection / (self.counts.sum(dim=0) + self.counts.sum(dim=1) - self.counts.diag())
-
-    def mean_iou(self) -> float:
-        """Mean over the classes that occur."""
-        return self.iou().nanmean().item()
-
-    def mean_iou_paper(self) -> float:
-        """Mean over all classes, one that occurs nowhere counting as 0: the paper's convention."""
-        return self.iou().nan_to_num(nan=0.0).mean().item()
-
-    def accuracy(self) -> float:
-        """Share of the pixels that are right; NaN when nothing was counted."""
-        return (self.counts.diag().sum() / self.counts.sum()).item()
+        if predictions is not None:
+            self.add_batch(predictions=predictions, references=references)
+        matrix = self.matrix.over_processes()
+        self.matrix = ConfusionMatrix(matrix.num_labels, matrix.ignore_index)
+        return {
+            "mean_iou": matrix.mean_iou(),
+            "mean_iou_paper": matrix.mean_iou_paper(),
+            "mean_f1": matrix.mean_f1(),
+            "accuracy": matrix.accuracy(),
+            "iou": matrix.iou().tolist(),
+            "f1": matrix.f1().tolist(),
+        }

@@ -6,6 +6,7 @@ architecture, and the fusion are written here.
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -105,6 +106,13 @@ def semantic_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_in
     return total / (labels != ignore_index).sum().clamp(min=1)
 
 
+class Co2SQuickGELU(nn.Module):
+    """CLIP's x * sigmoid(1.702 x), as one fused SiLU instead of three steps: half the memory kept for gradients."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return F.silu(1.702 * hidden_states) / 1.702
+
+
 class Co2SClipEncoder(nn.Module):
     """CLIP's vision tower, tapped on its value path.
 
@@ -116,6 +124,9 @@ class Co2SClipEncoder(nn.Module):
         self.feature_layers = tuple(config.clip_feature_layers)
         self.patch_size = config.clip_config.patch_size
         self.vision_model = CLIPVisionModel._from_config(config.clip_config)
+        if config.clip_config.hidden_act == "quick_gelu":
+            for layer in self.layers:
+                layer.mlp.activation_fn = Co2SQuickGELU()
         self.visual_projection = nn.Linear(
             config.clip_config.hidden_size, config.clip_config.projection_dim, bias=False
         )
@@ -434,8 +445,8 @@ class Co2SStudent(nn.Module):
     def forward(
         self,
         pixel_values: torch.Tensor,
-        dropout_samples: torch.Tensor | slice | None = None,
-        dropout_probability: float = 0.5,
+        perturbed_samples: torch.Tensor | slice | None = None,
+        perturb: Callable[[torch.Tensor], torch.Tensor] = F.dropout2d,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> SemanticSegmenterOutput:
@@ -452,8 +463,8 @@ class Co2SStudent(nn.Module):
 
         grid = tuple(side // self.encoder.patch_size for side in prepared.shape[-2:])
         features = self.encoder.features(states, grid)
-        if dropout_samples is not None:
-            features = [torch.cat([f, F.dropout2d(f[dropout_samples], dropout_probability)]) for f in features]
+        if perturbed_samples is not None:
+            features = [torch.cat([f, perturb(f[perturbed_samples])]) for f in features]
 
         logits = self.decoder(features, self.guidance())
         if self.logits_size is not None:
@@ -597,8 +608,8 @@ class Co2SForSemanticSegmentation(Co2SPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         students: tuple[str, ...] = STUDENTS,
-        dropout_samples: torch.Tensor | slice | None = None,
-        dropout_probability: float = 0.5,
+        perturbed_samples: torch.Tensor | slice | None = None,
+        perturb: Callable[[torch.Tensor], torch.Tensor] = F.dropout2d,
     ) -> dict[str, torch.Tensor]:
         """Each student's own logits, for several views of images in one pass through its tower.
 
@@ -606,20 +617,18 @@ class Co2SForSemanticSegmentation(Co2SPreTrainedModel):
             pixel_values: (batch, channels, height, width), normalised as for `forward`; concatenate views along the
                 batch.
             students: Names of the students to compute.
-            dropout_samples: Indices or slice of the samples to decode a second time, from the same features with
-                whole channels dropped (the feature perturbation of UniMatch, arXiv 2208.09910). Their logits follow
-                the others along the batch.
-            dropout_probability: Probability that a channel of such features is dropped.
+            perturbed_samples: Indices or slice of the samples to decode a second time, from the same features
+                perturbed (UniMatch, arXiv 2208.09910). Their logits follow the others along the batch.
+            perturb: What is done to such features (samples, channels, h, w); by default whole channels are dropped
+                with probability 0.5.
 
         Returns:
-            For every student, logits (batch + dropout samples, classes, height, width).
+            For every student, logits (batch + perturbed samples, classes, height, width).
         """
         self._check_images(pixel_values)
         if unknown := [name for name in students if name not in STUDENTS]:
             raise ValueError(f"`students` holds {unknown}; give a tuple of names out of {STUDENTS}.")
-        return {
-            name: getattr(self, name)(pixel_values, dropout_samples, dropout_probability).logits for name in students
-        }
+        return {name: getattr(self, name)(pixel_values, perturbed_samples, perturb).logits for name in students}
 
     def _check_images(self, pixel_values: torch.Tensor):
         num_channels = self.config.clip_config.num_channels

@@ -18,6 +18,10 @@ from .files import check_new_folder, written_beside
 CLASSES = BENCHMARKS["whdld"].classes
 BUILDING, ROAD, PAVEMENT, VEGETATION, BARE_SOIL, WATER = range(len(CLASSES))
 
+# What differs from one scene's day and camera to the next one's; few labelled scenes show little of it.
+EXPOSURE, WHITE_BALANCE, SATURATION = (0.6, 1.3), (0.85, 1.15), (0.5, 1.4)
+HAZE, HAZE_COLOR = (0, 0.4), np.array((190, 200, 210), dtype=np.float32)
+
 
 class _Scene:
     """One scene in the making: an RGB picture and the class of every pixel, drawn over from the ground up."""
@@ -59,13 +63,13 @@ class _Scene:
         for index in range(len(centers)):
             where = owner == index
             if self.rng.random() < 0.35:
-                self.paint(where, BARE_SOIL, self.rng.uniform((130, 95, 60), (200, 165, 125)), 8, 24)
+                self.paint(where, BARE_SOIL, self.rng.uniform((140, 100, 60), (195, 150, 105)), 8, 24)
             else:
                 self.paint(where, VEGETATION, self.rng.uniform((70, 105, 45), (135, 160, 90)), 7, 24)
             if self.rng.random() < 0.5:  # ploughed or sown in rows
                 direction = self.rng.uniform(0, np.pi)
                 across = self.grid @ np.array([np.cos(direction), np.sin(direction)])
-                self.image[where] += 10 * np.sin(across * self.rng.uniform(0.8, 1.6))[where, None]
+                self.image[where] += 10 * np.sin(across * self.rng.uniform(0.5, 1.1))[where, None]
 
     def woods(self):
         """Scatter dark, rough patches of trees."""
@@ -80,7 +84,7 @@ class _Scene:
             where = self.noise(3) > self.rng.uniform(0.7, 1.3)
             self.paint(where, WATER, color, 3, 8)
         elif kind < 0.65:
-            self.paint(self.line(self.crossing(bends=4), self.rng.integers(10, 20)), WATER, color, 3, 8)
+            self.paint(self.line(self.crossing(bends=4), self.rng.integers(14, 28)), WATER, color, 3, 8)
 
     def crossing(self, bends: int) -> np.ndarray:
         """A polyline (bends + 2, xy) from one side of the scene to the opposite one."""
@@ -91,12 +95,12 @@ class _Scene:
 
     def roads(self) -> list[np.ndarray]:
         """Add roads, some between pavements. Returns their polylines."""
-        lines = [self.crossing(bends=2) for _ in range(self.rng.integers(1, 4))]
-        widths = [int(self.rng.integers(5, 9)) for _ in lines]
+        lines = [self.crossing(bends=2) for _ in range(self.rng.integers(1, 3))]
+        widths = [int(self.rng.integers(8, 14)) for _ in lines]
         for points, width in zip(lines, widths):
             if self.rng.random() < 0.6:
                 gray = self.rng.uniform(150, 195)
-                self.paint(self.line(points, width + 6), PAVEMENT, (gray, gray, gray - 6), 5, 32)
+                self.paint(self.line(points, width + 10), PAVEMENT, (gray, gray, gray - 6), 5, 32)
         for points, width in zip(lines, widths):
             gray = self.rng.uniform(75, 125)
             self.paint(self.line(points, width), ROAD, (gray, gray, gray + 4), 4, 32)
@@ -106,15 +110,15 @@ class _Scene:
         """Add houses along the roads, with shadows and sometimes a paved yard."""
         shadow_offset = self.rng.uniform(2, 5) * np.array([np.cos(a := self.rng.uniform(0, 2 * np.pi)), np.sin(a)])
         taken = (self.labels == ROAD) | (self.labels == WATER)
-        for _ in range(self.rng.integers(6, 22)):
+        for _ in range(self.rng.integers(5, 15)):
             points = roads[self.rng.integers(len(roads))]
             start = self.rng.integers(len(points) - 1)
             direction = points[start + 1] - points[start]
             direction = direction / np.linalg.norm(direction)
             normal = np.array([-direction[1], direction[0]])
             center = points[start] + self.rng.random() * (points[start + 1] - points[start])
-            center = center + normal * self.rng.choice([-1, 1]) * self.rng.uniform(14, 40)
-            half = self.rng.uniform(5, 14, size=2)
+            center = center + normal * self.rng.choice([-1, 1]) * self.rng.uniform(20, 50)
+            half = self.rng.uniform(8, 20, size=2)
             corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * half
             outline = center + corners[:, :1] * direction + corners[:, 1:] * normal
             roof = self.polygon(outline)
@@ -125,11 +129,19 @@ class _Scene:
                 yard = self.polygon(center + (outline - center) * 1.6) & ~taken
                 self.paint(yard, PAVEMENT, (gray, gray, gray - 6), 5, 32)
             self.image[self.polygon(outline + shadow_offset) & ~roof] *= 0.5
-            color = ((165, 85, 65), (185, 185, 190), (105, 105, 110), (140, 115, 90))[self.rng.integers(4)]
+            color = ((175, 75, 55), (160, 60, 50), (90, 115, 150), (150, 150, 155))[self.rng.integers(4)]
             self.paint(roof, BUILDING, color + self.rng.normal(0, 10, size=3), 4, 16)
             ridge = self.line(np.stack([center - half[0] * direction, center + half[0] * direction]), 1) & roof
             self.image[ridge] += 25
             taken |= self.polygon(center + (outline - center) * 1.2)
+
+    def photograph(self) -> np.ndarray:
+        """The scene (size, size, 3) in the light, the haze and the colours of its own day and camera."""
+        light = self.image * self.rng.uniform(*EXPOSURE) * self.rng.uniform(*WHITE_BALANCE, size=3)
+        gray = light.mean(axis=-1, keepdims=True)
+        light = gray + self.rng.uniform(*SATURATION) * (light - gray)
+        haze = self.rng.uniform(*HAZE)
+        return (1 - haze) * light + haze * HAZE_COLOR + 4 * self.noise(2)[:, :, None]
 
 
 def draw_scene(rng: np.random.Generator, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
@@ -147,8 +159,7 @@ def draw_scene(rng: np.random.Generator, size: int = 128) -> tuple[np.ndarray, n
     scene.woods()
     scene.water()
     scene.buildings(scene.roads())
-    light = scene.image * rng.uniform(0.8, 1.15) * rng.uniform(0.94, 1.06, size=3) + 4 * scene.noise(2)[:, :, None]
-    image = Image.fromarray(light.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.6))
+    image = Image.fromarray(scene.photograph().clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.6))
     return np.asarray(image), scene.labels
 
 

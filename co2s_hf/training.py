@@ -11,18 +11,21 @@ import torch
 from accelerate import Accelerator
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .configuration_co2s import Co2SConfig
+from .confusion import ConfusionMatrix
 from .data import Sample
 from .figures import Example
-from .files import written_beside
+from .files import write_json, written_beside
 from .image_processing_co2s import Co2SImageProcessor
 from .inference import predict_logits
-from .metrics import ConfusionMatrix
 from .modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
 
 
-PREDICTORS = (*STUDENTS, "fused")
+def predictors(config: Co2SConfig) -> tuple[str, ...]:
+    """Whose predictions a model has: of both students, or of the one that is its fusion, and the fused ones."""
+    return (*((config.fusion,) if config.fusion in STUDENTS else STUDENTS), "fused")
 
 
 def use_all_cores(accelerator: Accelerator):
@@ -57,6 +60,32 @@ def tiny_config(**config_kwargs) -> Co2SConfig:
     )
 
 
+def repeat_released_quirks(model: Co2SForSemanticSegmentation) -> Co2SForSemanticSegmentation:
+    """The same weights in a model that does what the authors' code does differently from the paper and the towers.
+
+    CLIP runs with GELU, epsilon 1e-6 and ImageNet's statistics, and both students' logits take a fixed size on the
+    way (224 and 256).
+    """
+    fields = model.config.to_dict()
+    fields["clip_config"] |= {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
+    fields |= {"clip_image_mean": list(IMAGENET_DEFAULT_MEAN), "clip_image_std": list(IMAGENET_DEFAULT_STD)}
+    fields |= {"clip_logits_size": 224, "dinov3_logits_size": 256}
+    released = Co2SForSemanticSegmentation(Co2SConfig.from_dict(fields))
+    released.load_state_dict(model.state_dict())
+    return released
+
+
+def balanced_class_weights(pixel_counts: np.ndarray) -> torch.Tensor:
+    """Weights (classes,) inverse to how many labelled pixels each class has: pixels / (classes * pixels of the class).
+
+    A class without a pixel weighs 1; nothing of it is ever weighted.
+    """
+    counts = torch.as_tensor(pixel_counts, dtype=torch.float32)
+    present = counts > 0
+    weights = counts.sum() / (present.sum() * counts.clamp(min=1))
+    return weights.where(present, 1.0)
+
+
 def make_optimizer(
     model: Co2SForSemanticSegmentation,
     learning_rate: float = 1e-4,
@@ -80,7 +109,7 @@ def make_optimizer(
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         if parameters:
             groups.append({"params": parameters, "lr": learning_rate * scale, "name": part})
-    return AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
+    return AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 def polynomial_decay(optimizer: Optimizer, total_steps: int, power: float = 0.9) -> LambdaLR:
@@ -99,8 +128,9 @@ def evaluate(
     samples: Iterable[Sample],
     crop_size: int,
     accelerator: Accelerator,
+    flip: bool = False,
 ) -> dict[str, ConfusionMatrix]:
-    """Measure both students and their fusion with sliding windows, each sample once, shared among processes.
+    """Measure the students and their fusion with sliding windows, each sample once, shared among processes.
 
     Args:
         model: Unwrapped; put into evaluation mode for the time being.
@@ -108,41 +138,46 @@ def evaluate(
         samples: With labels; a progress bar may be wrapped around them.
         crop_size: Side of a window in pixels.
         accelerator: Of the run.
+        flip: Average with the prediction for the mirrored image.
 
     Returns:
-        A confusion matrix over all processes' samples for "clip", "dinov3" and "fused".
+        A confusion matrix over all processes' samples for each of [`predictors`].
     """
     was_training = model.training
     model.eval()
     ignore_index = model.config.semantic_loss_ignore_index
-    matrices = {name: ConfusionMatrix(model.config.num_labels, ignore_index) for name in PREDICTORS}
+    matrices = {name: ConfusionMatrix(model.config.num_labels, ignore_index) for name in predictors(model.config)}
     for n, sample in enumerate(samples):
         if n % accelerator.num_processes != accelerator.process_index:
             continue
         inputs = image_processor(sample.load_image(), sample.load_label(), return_tensors="pt")
         labels = inputs["labels"][0]
         with accelerator.autocast():
-            logits = predict_logits(model, inputs["pixel_values"], crop_size, tuple(labels.shape))
+            logits = predict_logits(model, inputs["pixel_values"], crop_size, tuple(labels.shape), flip)
         for name, matrix in matrices.items():
             matrix.update(logits[name].argmax(dim=0).cpu(), labels)
-    for matrix in matrices.values():
-        matrix.counts = accelerator.reduce(matrix.counts.to(accelerator.device), reduction="sum").cpu()
     model.train(was_training)
-    return matrices
+    return {name: matrix.over_processes() for name, matrix in matrices.items()}
 
 
 def examples_to_show(
     model: Co2SForSemanticSegmentation, image_processor: Co2SImageProcessor, samples: Iterable[Sample], crop_size: int
 ) -> list[Example]:
-    """Predict some labelled samples for a figure: truth, both students, fused prediction and its confidence."""
+    """Predict some labelled samples for a figure: truth, the students, fused prediction and its confidence."""
+    was_training = model.training
     model.eval()
     examples = []
     for sample in samples:
         image, label = sample.load_image(), sample.load_label()
         inputs = image_processor(image, return_tensors="pt")
         logits = predict_logits(model, inputs["pixel_values"], crop_size, (label.height, label.width))
-        maps = {"truth": np.asarray(label)} | {name: logits[name].argmax(dim=0).cpu().numpy() for name in PREDICTORS}
-        examples.append(Example(image, maps, logits["fused"].softmax(dim=0).amax(dim=0).cpu().numpy()))
+        maps = {name: value.argmax(dim=0).cpu().numpy() for name, value in logits.items()}
+        examples.append(
+            Example(
+                image, {"truth": np.asarray(label)} | maps, logits["fused"].softmax(dim=0).amax(dim=0).cpu().numpy()
+            )
+        )
+    model.train(was_training)
     return examples
 
 
@@ -157,6 +192,7 @@ def results_table(matrices: dict[str, ConfusionMatrix], id2label: dict[int, str]
     means = {
         "mean IoU": ConfusionMatrix.mean_iou,
         "mean (paper's convention)": ConfusionMatrix.mean_iou_paper,
+        "mean F1": ConfusionMatrix.mean_f1,
         "pixel accuracy": ConfusionMatrix.accuracy,
     }
     for label, measure in means.items():
@@ -166,25 +202,44 @@ def results_table(matrices: dict[str, ConfusionMatrix], id2label: dict[int, str]
 
 def results_dict(matrices: dict[str, ConfusionMatrix], id2label: dict[int, str]) -> dict:
     """The same as numbers from 0 to 1, for JSON; null for an absent class."""
+
+    def per_class(values: torch.Tensor) -> dict[str, float | None]:
+        return {
+            label: value if math.isfinite(value := values[index].item()) else None for index, label in id2label.items()
+        }
+
     return {
         name: {
             "mean_iou": matrix.mean_iou(),
             "mean_iou_paper": matrix.mean_iou_paper(),
+            "mean_f1": matrix.mean_f1(),
             "accuracy": matrix.accuracy(),
-            "iou": {
-                label: iou if math.isfinite(iou := matrix.iou()[index].item()) else None
-                for index, label in id2label.items()
-            },
+            "iou": per_class(matrix.iou()),
+            "f1": per_class(matrix.f1()),
         }
         for name, matrix in matrices.items()
     }
 
 
-def save_model(model: Co2SForSemanticSegmentation, image_processor: Co2SImageProcessor, folder: str | Path):
-    """Write model and image processor as one folder that `from_pretrained` loads; it appears only when complete."""
+def save_model(
+    model: Co2SForSemanticSegmentation,
+    image_processor: Co2SImageProcessor,
+    folder: str | Path,
+    results: dict | None = None,
+):
+    """Write model and image processor as one folder that `from_pretrained` loads; it appears only when complete.
+
+    Args:
+        model: Unwrapped.
+        image_processor: Of the model.
+        folder: What stands there is replaced.
+        results: What was measured, written along as metrics.json.
+    """
     with written_beside(folder) as target:
         model.save_pretrained(target)
         image_processor.save_pretrained(target)
+        if results is not None:
+            write_json(target / "metrics.json", results)
 
 
 def save_checkpoint(accelerator: Accelerator, root: Path, step: int, keep: int = 2):
@@ -241,7 +296,7 @@ def largest_class_mean_iou(matrix: ConfusionMatrix) -> float:
 
 
 __all__ = [
-    "PREDICTORS",
+    "balanced_class_weights",
     "checkpoint_step",
     "evaluate",
     "examples_to_show",
@@ -249,6 +304,8 @@ __all__ = [
     "largest_class_mean_iou",
     "make_optimizer",
     "polynomial_decay",
+    "predictors",
+    "repeat_released_quirks",
     "results_dict",
     "results_table",
     "save_checkpoint",

@@ -155,7 +155,7 @@ class Views:
     """One batch on the device. Images are normalised floats (batch, channels, height, width).
 
     Without unlabelled images (`weak` is None) a step is supervised. `strong_1` and `strong_2` are not mixed yet.
-    Without explicit partners every image is mixed with the next one of the batch; explicit ones are predicted in the
+    Without explicit partners neighbours in the batch are mixed with each other; explicit ones are predicted in the
     same pass.
     """
 
@@ -171,6 +171,8 @@ class Views:
     partner_strong_1: torch.Tensor | None = None
     partner_strong_2: torch.Tensor | None = None
     partner_padding: torch.Tensor | None = None
+    partner_order: list[int] | None = None  # where partners come from the batch: their places in it
+    hidden_labels: torch.Tensor | None = None  # of the weak view, to measure pseudo-labels and never to train on
 
 
 def make_views(batch: dict[str, torch.Tensor], mean: list[float], std: list[float]) -> Views:
@@ -191,4 +193,6 @@ def make_views(batch: dict[str, torch.Tensor], mean: list[float], std: list[floa
                 strong = strong_view(weak, batch[f"{prefix}appearance_{n}"])
                 views[f"{prefix}strong_{n}"] = normalize(strong, mean, std)
     views |= {key: batch[key] for key in ("cutmix_boxes_1", "cutmix_boxes_2") if key in batch}
+    if "hidden_labels" in batch:
+        views["hidden_labels"] = batch["hidden_labels"].long()
     return Views(**views)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from co2s_hf.data import PairedViews, Sample, SegmentationFolder
+from co2s_hf.data import PairedViews, Sample, SegmentationFolder, class_pixel_counts
 from co2s_hf.synthetic import CLASSES, draw_scene, write_scenes
 from co2s_hf.views import make_views
 
@@ -81,10 +81,13 @@ def test_pairs_walk_each_list_evenly_in_new_orders(scenes_folder):
 
 def test_items_do_not_depend_on_the_number_of_workers(scenes_folder):
     data = SegmentationFolder.open(scenes_folder)
-    pairs = PairedViews(data.labeled, data.unlabeled, 32, length=6, with_partner=True)
+    pairs = PairedViews(data.labeled, data.unlabeled, 32, length=6, partner="another")
     batches = [next(iter(DataLoader(pairs, batch_size=6, num_workers=n))) for n in (0, 2)]
     for key, value in batches[0].items():
-        assert torch.equal(value, batches[1][key]), key
+        if key.endswith("name"):
+            assert value == batches[1][key]
+        else:
+            assert torch.equal(value, batches[1][key]), key
 
 
 def test_warm_up_items_are_the_same_without_unlabelled_images(scenes_folder):
@@ -92,7 +95,7 @@ def test_warm_up_items_are_the_same_without_unlabelled_images(scenes_folder):
     plain = PairedViews(data.labeled, data.unlabeled, 32, length=6)
     warmed = PairedViews(data.labeled, data.unlabeled, 32, length=6, num_labeled_only=4)
     for index in range(4):
-        assert set(warmed[index]) == {"labeled", "labels"}
+        assert set(warmed[index]) == {"labeled", "labels", "labeled_name"}
         assert torch.equal(warmed[index]["labeled"], plain[index]["labeled"])
     assert set(warmed[4]) == set(plain[4])
     assert len(list(plain)) == 6  # a plain loop ends
@@ -106,10 +109,88 @@ def test_partner_is_another_image(tmp_path):
         samples.append(Sample(tmp_path / f"{n}.png", tmp_path / "label.png"))
         Image.new("RGB", (40, 40), (50 * n + 50,) * 3).save(samples[-1].image)
     Image.new("L", (40, 40)).save(tmp_path / "label.png")
-    pairs = PairedViews(tuple(samples), tuple(samples), 32, length=30, with_partner=True)
+    pairs = PairedViews(tuple(samples), tuple(samples), 32, length=30, partner="another")
     for item in pairs:
         own, partner = item["weak"].max(), item["partner_weak"].max()  # a crop of one colour, perhaps padded
         assert own in (50, 100, 150) and partner in (50, 100, 150) and own != partner
+
+
+def test_partner_may_be_another_crop_of_the_same_image(coordinates):
+    pairs = PairedViews((coordinates,), (coordinates,), 32, length=3, partner="same")
+    assert all(not torch.equal(item["weak"], item["partner_weak"]) for item in pairs)
+
+
+def test_hidden_labels_follow_the_weak_view_and_are_read_on_request_alone(coordinates, tmp_path):
+    bare = Sample(coordinates.image, None)
+    truth = PairedViews((coordinates,), (coordinates,), 64, length=20, with_hidden_labels=True)
+    for item in truth:
+        empty = item["hidden_labels"] == 255
+        assert torch.equal(empty, item["padding"])
+        red, labels = item["weak"][0].int(), item["hidden_labels"].int()
+        assert all((((red + s) // 16 == labels) | empty).float().mean() > 0.7 for s in (-2, 0, 2))
+    assert (
+        PairedViews((coordinates,), (bare,), 64, length=1, with_hidden_labels=True)[0]["hidden_labels"] == 255
+    ).all()
+    unreadable = tmp_path / "broken.png"
+    unreadable.write_bytes(b"no image")
+    item = PairedViews((coordinates,), (Sample(coordinates.image, unreadable),), 64, length=1)[0]
+    assert "hidden_labels" not in item
+
+
+@pytest.fixture
+def plain_folder(tmp_path):
+    """12 images in two folders, 10 of them with labels of another suffix, no lists."""
+    for n in range(12):
+        for kind in ("images", "labels"):
+            (tmp_path / kind / f"area{n % 2}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (n, n, n)).save(tmp_path / "images" / f"area{n % 2}" / f"{n}.jpg")
+        if n < 10:
+            Image.new("L", (20, 20), n % 3).save(tmp_path / "labels" / f"area{n % 2}" / f"{n}.png")
+    return tmp_path
+
+
+def test_sets_are_drawn_where_there_are_no_lists(plain_folder):
+    data = SegmentationFolder.open(plain_folder, labeled_fraction=1 / 4, validation_fraction=0.2, seed=1)
+    assert [len(part) for part in (data.labeled, data.unlabeled, data.validation)] == [2, 8, 2]
+    everything = [*data.labeled, *data.unlabeled, *data.validation]
+    assert len({sample.image for sample in everything}) == 12
+    for sample in everything:  # label files match by name, below the same folder
+        n = int(sample.image.stem)
+        expected = plain_folder / "labels" / f"area{n % 2}" / f"{n}.png" if n < 10 else None
+        assert sample.label == expected
+    again = SegmentationFolder.open(plain_folder, labeled_fraction=1 / 4, validation_fraction=0.2, seed=1)
+    other = SegmentationFolder.open(plain_folder, labeled_fraction=1 / 4, validation_fraction=0.2, seed=2)
+    assert again == data and other.labeled != data.labeled
+
+    everything_labeled = SegmentationFolder.open(plain_folder)
+    assert [len(x) for x in (everything_labeled.labeled, everything_labeled.unlabeled)] == [8, 2]
+
+
+def test_a_validation_list_is_kept_when_the_rest_is_drawn(plain_folder):
+    (plain_folder / "splits").mkdir()
+    (plain_folder / "splits" / "val.txt").write_text("images/area1/3.jpg labels/area1/3.png\n")
+    data = SegmentationFolder.open(plain_folder, labeled_fraction=1 / 3)
+    assert [sample.image.name for sample in data.validation] == ["3.jpg"]
+    assert len(data.labeled) == 3 and len(data.unlabeled) == 8
+    assert data.validation[0].image not in {sample.image for sample in (*data.labeled, *data.unlabeled)}
+
+
+def test_what_cannot_be_drawn_is_said(plain_folder):
+    with pytest.raises(ValueError, match="`labeled_fraction` is 2; give a share above 0 and up to 1"):
+        SegmentationFolder.open(plain_folder, labeled_fraction=2)
+    for path in (plain_folder / "images").rglob("1?.jpg"):
+        path.unlink()
+    with pytest.raises(ValueError, match="would be labelled, none unlabelled"):
+        SegmentationFolder.open(plain_folder)
+    shutil.rmtree(plain_folder / "labels")
+    with pytest.raises(FileNotFoundError, match="labels' does not exist"):
+        SegmentationFolder.open(plain_folder)
+
+
+def test_class_pixels_are_counted(tmp_path):
+    Image.fromarray(np.array([[0, 0, 2], [255, 2, 2]], dtype=np.uint8)).save(tmp_path / "a.png")
+    sample = Sample(tmp_path / "a.png", tmp_path / "a.png")
+    assert class_pixel_counts((sample, sample), num_labels=4).tolist() == [4, 0, 6, 0]
 
 
 @pytest.fixture
@@ -138,7 +219,7 @@ def test_labels_and_padding_follow_the_image(coordinates):
 
 
 def test_views_are_of_one_geometry_and_normalised(coordinates):
-    pairs = PairedViews((coordinates,), (coordinates,), 32, length=4, with_partner=True)
+    pairs = PairedViews((coordinates,), (coordinates,), 32, length=4, partner="another")
     batch = next(iter(DataLoader(pairs, batch_size=4)))
     mean, std = [0.5, 0.4, 0.3], [0.25, 0.5, 0.75]
 

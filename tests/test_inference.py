@@ -58,3 +58,18 @@ def test_logits_of_students_and_fusion(model):
     torch.testing.assert_close(small[:, [0, 0, -1], [0, -1, -1]], windows["clip"][0][:, [0, 0, -1], [0, -1, -1]])
     with pytest.raises(ValueError, match="holds 2 images"):
         sliding_window_logits(model, image.repeat(2, 1, 1, 1), crop_size=16)
+
+
+def test_flipping_averages_over_both_directions(model):
+    image = torch.randn(1, 3, 16, 16)
+    plain, mirrored = (model.student_logits(x)["clip"].detach() for x in (image, image.flip(-1)))
+    found = predict_logits(model, image, crop_size=16, size=(16, 16), flip=True)
+    torch.testing.assert_close(found["clip"], ((plain + mirrored.flip(-1)) / 2)[0])
+
+
+def test_one_students_fusion_computes_that_student_alone(model):
+    image = torch.randn(1, 3, 16, 16)
+    both = predict_logits(model, image, crop_size=16, size=(16, 16))
+    model.config.fusion = "dinov3"
+    alone = predict_logits(model, image, crop_size=16, size=(16, 16))
+    assert list(alone) == ["dinov3", "fused"] and torch.equal(alone["fused"], both["dinov3"])

@@ -124,12 +124,12 @@ def test_renormalisation_gives_each_tower_its_own_statistics(model):
     )
 
 
-def test_one_pass_for_several_views_and_feature_dropout(model, images):
+def test_one_pass_for_several_views_and_perturbed_features(model, images):
     with torch.no_grad():
         alone = model.student_logits(images)
-        together = model.student_logits(torch.cat([images, images.flip(-1)]), dropout_samples=slice(0, 2))
-        undropped = model.student_logits(images, dropout_samples=torch.tensor([1]), dropout_probability=0.0)
-        all_dropped = model.student_logits(images, dropout_samples=slice(0, 2), dropout_probability=1.0)
+        together = model.student_logits(torch.cat([images, images.flip(-1)]), perturbed_samples=slice(0, 2))
+        undropped = model.student_logits(images, perturbed_samples=torch.tensor([1]), perturb=torch.clone)
+        all_dropped = model.student_logits(images, perturbed_samples=slice(0, 2), perturb=torch.zeros_like)
     for name in ("clip", "dinov3"):
         torch.testing.assert_close(together[name][:2], alone[name])
         assert not torch.allclose(together[name][4:], alone[name], atol=1e-3)

@@ -4,7 +4,15 @@ import torch.nn.functional as F
 from conftest import load_parity, make_model
 
 from co2s_hf import Co2SForSemanticSegmentation
-from co2s_hf.objective import Co2SObjective, PseudoLabels, stability_losses, stability_weight
+from co2s_hf.objective import (
+    CONFIDENCE_MODES,
+    LABELED_LOSSES,
+    Co2SObjective,
+    PseudoLabels,
+    labeled_loss,
+    stability_losses,
+    stability_weight,
+)
 from co2s_hf.views import Views
 
 
@@ -103,40 +111,82 @@ def logits_of(*probabilities):
     return torch.stack([p, 1 - p]).log().view(1, 2, 1, -1).requires_grad_()
 
 
+def value(mean):
+    return mean.total / mean.count
+
+
 def test_who_learns_from_whom():
     #                 both sure, CLIP more; a tie; only DINOv3 sure; neither sure
     clip = logits_of(0.99, 0.97, 0.60, 0.70)
     dinov3 = logits_of(0.96, 0.03, 0.98, 0.80)
     losses = stability_losses(clip, dinov3, threshold=0.95)
-    torch.testing.assert_close(losses["clip"], torch.tensor((0.94**2 + 0.38**2) / 2))
-    torch.testing.assert_close(losses["dinov3"], torch.tensor((0.03**2 + 0.94**2) / 2))
-    losses["clip"].backward()
+    torch.testing.assert_close(value(losses["clip"]), torch.tensor((0.94**2 + 0.38**2) / 2))
+    torch.testing.assert_close(value(losses["dinov3"]), torch.tensor((0.03**2 + 0.94**2) / 2))
+    value(losses["clip"]).backward()
     assert dinov3.grad is None and (clip.grad[0, 0, 0] != 0).tolist() == [False, True, True, False]
 
 
 def test_reference_stability_has_the_same_value_and_no_gradient():
     clip, dinov3 = logits_of(0.6, 0.9), logits_of(0.97, 0.99)
-    paper, reference = (stability_losses(clip, dinov3, 0.95, mode)["clip"] for mode in ("paper", "reference"))
+    paper, reference = (stability_losses(clip, dinov3, 0.95, mode)["clip"].total for mode in ("paper", "reference"))
     assert torch.equal(paper, reference) and paper > 0
     assert paper.requires_grad and not reference.requires_grad
 
 
 def test_nobody_sure_means_nobody_learns():
     losses = stability_losses(logits_of(0.5, 0.6), logits_of(0.7, 0.8), threshold=0.95)
-    assert losses["clip"].item() == 0 and losses["dinov3"].item() == 0
+    assert all(mean.total.item() == 0 and mean.count.item() == 0 for mean in losses.values())
 
 
 def test_pseudo_label_loss_divides_by_all_pixels_that_show_an_image():
     own = PseudoLabels(
-        labels=torch.tensor([[[0, 1, 1, 0]]]),
-        confidence=torch.tensor([[[0.99, 0.5, 0.97, 0.99]]]),
-        padding=torch.tensor([[[False, False, False, True]]]),
+        labels=torch.tensor([[[0, 1, 1, 0]], [[1, 1, 0, 0]]]),
+        confidence=torch.tensor([[[0.99, 0.5, 0.97, 0.99]], [[0.6, 0.98, 0.7, 0.8]]]),
+        padding=torch.tensor([[[False, False, False, True]], [[False] * 4]]),
     )
-    strong = torch.randn(1, 2, 1, 4)
-    per_pixel = F.cross_entropy(strong, own.labels, reduction="none")[0, 0]
-    torch.testing.assert_close(own.loss(strong, threshold=0.95), (per_pixel[0] + per_pixel[2]) / 3)
+    strong = torch.randn(2, 2, 1, 4)
+    ce = F.cross_entropy(strong, own.labels, reduction="none")[:, 0]
+    torch.testing.assert_close(value(own.loss(strong, 0.95)), (ce[0, 0] + ce[0, 2] + ce[1, 1]) / 7)
+    ratio = 2 / 3 * ce[0, :3].sum() + 1 / 4 * ce[1].sum()  # each image by its share of confident pixels
+    torch.testing.assert_close(value(own.loss(strong, 0.95, "pixelratio")), ratio / 7)
+    average = (0.99 + 0.5 + 0.97) / 3 * ce[0, :3].sum() + (0.6 + 0.98 + 0.7 + 0.8) / 4 * ce[1].sum()
+    torch.testing.assert_close(value(own.loss(strong, 0.95, "pixelavg")), average / 7)
     padded = PseudoLabels(own.labels, own.confidence, torch.ones_like(own.padding))
-    assert padded.loss(strong, threshold=0.95).item() == 0
+    assert all(padded.loss(strong, 0.95, mode).total.item() == 0 for mode in CONFIDENCE_MODES)
+
+
+def test_labeled_loss_weights_classes_as_torch_does():
+    logits, labels = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+    labels[0, 0] = 255
+    weights = torch.tensor([0.5, 1.0, 4.0])
+    for class_weights in (None, weights):
+        expected = F.cross_entropy(logits, labels, ignore_index=255, weight=class_weights)
+        torch.testing.assert_close(value(labeled_loss(logits, labels, 255, class_weights=class_weights)), expected)
+
+
+def test_hard_examples_are_mined():
+    # 20 pixels of class 0, each with its own probability; one is ignored
+    probabilities = torch.linspace(0.95, 0.50, 20)
+    labels = torch.zeros(1, 1, 20, dtype=torch.long)
+    labels[0, 0, -1] = 255
+    logits = logits_of(*probabilities.tolist())
+    hard = -probabilities[:-1][probabilities[:-1] < 0.7].log()
+    torch.testing.assert_close(value(labeled_loss(logits, labels, 255, "ohem")), hard.mean())
+    easy = logits_of(*torch.linspace(0.99, 0.9, 20).tolist())  # none below 0.7: the hardest two of 19 remain
+    expected = -torch.linspace(0.99, 0.9, 20)[17:19].log().mean()
+    torch.testing.assert_close(value(labeled_loss(easy, labels, 255, "ohem")), expected)
+
+
+@pytest.mark.parametrize("kind", LABELED_LOSSES)
+def test_a_batch_of_ignored_labels_gives_zero_connected_to_the_graph(kind):
+    model = make_model()
+    views = make_views()
+    losses = Co2SObjective(model, labeled_loss=kind)(
+        Views(labeled=views.labeled, labels=torch.full_like(views.labels, 255))
+    )
+    losses["loss"].backward()
+    assert losses["loss"].item() == 0 and losses["clip/loss_supervised"].item() == 0
+    assert all(not p.grad.any() for p in model.clip.decoder.parameters())
 
 
 def make_views(batch_size=3, seed=0, **changes):
@@ -160,11 +210,12 @@ def make_views(batch_size=3, seed=0, **changes):
     return Views(**{**defaults, **changes})
 
 
-def test_partner_is_the_next_image_of_the_batch():
+def test_neighbours_are_partners():
     objective = Co2SObjective(make_model(), threshold=0.34, feature_dropout=0.0)
     views = make_views()
     implicit = objective(views, 0.5)
-    partners = {f"partner_{k}": getattr(views, k).roll(-1, 0) for k in ("weak", "strong_1", "strong_2", "padding")}
+    order = [1, 0, 0]  # neighbours swap, the last of an odd batch takes the first
+    partners = {f"partner_{k}": getattr(views, k)[order] for k in ("weak", "strong_1", "strong_2", "padding")}
     explicit = objective(make_views(**partners), 0.5)
     assert implicit["clip/loss_strong_1"] > 0
     for name in implicit:
@@ -196,13 +247,53 @@ def test_stability_off_leaves_the_other_terms():
         losses[mode] = Co2SObjective(make_model(), threshold=0.34, feature_dropout=0.0, stability=mode)(views, 0.5)
     difference = losses["paper"]["loss"] - losses["off"]["loss"]
     terms = losses["paper"]["clip/loss_stability"] + losses["paper"]["dinov3/loss_stability"]
-    assert terms > 0 and losses["off"]["clip/loss_stability"] == 0
+    assert terms > 0 and "clip/loss_stability" not in losses["off"]
     torch.testing.assert_close(difference, 0.5 * terms, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "message"), [({"threshold": 1.5}, "`threshold` is 1.5"), ({"stability": "on"}, "`stability` is 'on'")]
+    ("kwargs", "message"),
+    [
+        ({"threshold": 1.5}, "`threshold` is 1.5"),
+        ({"stability": "on"}, "`stability` is 'on'; choose one of paper, reference, off"),
+        ({"confidence_mode": "mean"}, "`confidence_mode` is 'mean'"),
+        ({"labeled_loss": "focal"}, "`labeled_loss` is 'focal'"),
+        ({"students": ("dino",)}, r"`students` is \('dino',\)"),
+        ({"class_weights": torch.ones(2)}, r"shape \(2,\); 3 classes ask for \(3,\)"),
+    ],
 )
 def test_wrong_settings_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         Co2SObjective(make_model(), **kwargs)
+
+
+@pytest.mark.parametrize("student", ["clip", "dinov3"])
+def test_one_student_alone(student):
+    views, model = make_views(), make_model()
+    both = Co2SObjective(model, threshold=0.34, feature_dropout=0.0, stability="off")(views)
+    alone = Co2SObjective(model, students=(student,), threshold=0.34, feature_dropout=0.0)(views, 0.5)
+    assert {name.split("/")[0] for name in alone} == {"loss", "without_labels", student}
+    for name in alone.keys() - {"loss"}:
+        torch.testing.assert_close(alone[name], both[name], msg=name)
+    torch.testing.assert_close(alone["loss"], both[f"{student}/loss"], check_dtype=False)
+
+
+def test_pseudo_labels_are_measured_and_not_trained_on_the_truth():
+    model, views = make_model(), make_views()
+    objective = Co2SObjective(model, threshold=0.36, feature_dropout=0.0)
+    with torch.no_grad():
+        confidence, predicted = model.student_logits(views.weak)["clip"].softmax(1).max(1)
+    truth = predicted.clone()
+    truth[0] = (truth[0] + 1) % 3
+    truth[1] = 255
+    blind, measured = objective(views, 0.5), objective(make_views(hidden_labels=truth), 0.5)
+    confident = confidence >= 0.36
+    assert 0 < confident.sum() < confident.numel()
+    accuracy = confident[2].sum() / (confident[0].sum() + confident[2].sum())
+    torch.testing.assert_close(measured.pop("clip/pseudo_label_accuracy"), accuracy)
+    measured.pop("dinov3/pseudo_label_accuracy")
+    for name, expected in blind.items():
+        torch.testing.assert_close(measured[name], expected, msg=name)
+    covered = [(confident & (predicted == label)).float().mean() for label in range(3)]
+    torch.testing.assert_close(blind["clip/coverage"], torch.stack(covered))
+    torch.testing.assert_close(blind["clip/coverage"].sum(), blind["clip/confident_fraction"])

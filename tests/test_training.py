@@ -14,15 +14,20 @@ from conftest import make_model
 from PIL import Image
 
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
+from co2s_hf.confusion import ConfusionMatrix
 from co2s_hf.data import SegmentationFolder
-from co2s_hf.metrics import ConfusionMatrix
+from co2s_hf.inference import predict_logits
+from co2s_hf.logbook import MEASURED, flatten
 from co2s_hf.training import (
+    balanced_class_weights,
     checkpoint_step,
     evaluate,
     find_checkpoint,
     largest_class_mean_iou,
     make_optimizer,
     polynomial_decay,
+    predictors,
+    repeat_released_quirks,
     results_dict,
     results_table,
     steps_per_epoch,
@@ -42,6 +47,30 @@ def test_optimizer_groups_are_the_papers():
     grouped = {id(p) for group in groups.values() for p in group["params"]}
     assert grouped == {id(p) for p in model.parameters() if p.requires_grad}
     assert {group["weight_decay"] for group in groups.values()} == {0.01}
+
+
+def test_balanced_weights_make_classes_equal():
+    counts = np.array([600, 200, 0, 100])
+    weights = balanced_class_weights(counts)
+    assert weights.tolist() == pytest.approx([0.5, 1.5, 1.0, 3.0])
+    assert (weights * torch.tensor(counts)).tolist() == pytest.approx([300, 300, 0, 300])
+
+
+def test_released_quirks_keep_the_weights():
+    model = make_model()
+    released = repeat_released_quirks(model)
+    assert (released.config.clip_logits_size, released.config.dinov3_logits_size) == (224, 256)
+    assert released.config.clip_config.hidden_act == "gelu" and released.config.clip_image_mean[0] == 0.485
+    for name, value in model.state_dict().items():
+        assert torch.equal(released.state_dict()[name], value), name
+    pixel_values = torch.randn(1, 3, 16, 16)
+    difference = released(pixel_values).clip_logits - model(pixel_values).clip_logits
+    assert difference.abs().max() > 1e-4
+
+
+def test_predictors_follow_the_fusion():
+    assert predictors(make_model().config) == ("clip", "dinov3", "fused")
+    assert predictors(make_model(fusion="clip").config) == ("clip", "fused")
 
 
 def test_polynomial_decay():
@@ -93,7 +122,22 @@ def run_example(name, *arguments, launcher=(sys.executable,)):
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
 
 
-SMALL_RUN = ("--max_train_steps", 4, "--crop_size", 32, "--per_device_train_batch_size", 2, "--logging_steps", 2)
+def data_labels(folder):
+    return SegmentationFolder.open(folder).id2label.values()
+
+
+SMALL_RUN = (
+    "--supervised_warmup_steps",
+    2,
+    "--max_train_steps",
+    4,
+    "--crop_size",
+    32,
+    "--per_device_train_batch_size",
+    2,
+    "--logging_steps",
+    2,
+)
 
 
 def test_training_script_trains_saves_and_reports(scenes_folder, tmp_path):
@@ -106,6 +150,7 @@ def test_training_script_trains_saves_and_reports(scenes_folder, tmp_path):
     log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [2, 4]
     assert "clip/loss_stability" not in log[0] and "dinov3/loss_stability" in log[1]  # half the run is warm-up
+    assert log[0]["images_per_second"] > 0 and set(log[1]["clip/coverage"]) == set(data_labels(scenes_folder))
     arguments = json.loads((output / "arguments.json").read_text())["arguments"]
     assert (arguments["learning_rate"], arguments["supervised_warmup_steps"]) == (1e-3, 2)
 
@@ -125,11 +170,17 @@ def test_training_script_trains_saves_and_reports(scenes_folder, tmp_path):
     assert again.returncode != 0 and "already exists and is not an empty folder" in again.stderr
 
 
-RESUMABLE_RUN = (*SMALL_RUN[2:], "--max_train_steps", 8, "--checkpointing_steps", 3, "--seed", 5)
+RESUMABLE_RUN = (*SMALL_RUN[:2], *SMALL_RUN[4:], "--max_train_steps", 8, "--checkpointing_steps", 3, "--seed", 5)
+
+
+def read_log(output):
+    """The log without what the machine's speed and memory decide."""
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
 def weights_and_log(output):
-    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    log = read_log(output)
     return (output / "model" / "model.safetensors").read_bytes(), log
 
 
@@ -202,6 +253,110 @@ def test_two_processes_share_the_work(scenes_folder, tmp_path):
     assert alone["fused"].mean_iou() == pytest.approx(metrics["fused"]["mean_iou"], abs=1e-4)
 
 
+def test_two_processes_compute_what_one_does(scenes_folder, tmp_path):
+    """The same global batch: CutMix partners, feature dropout, denominators and gradients are the whole batch's."""
+    arguments = ["--data_dir", scenes_folder, "--use_cpu", *SMALL_RUN[:6], "--logging_steps", 1]
+    arguments += ["--confidence_threshold", 0.2, "--measure_pseudo_labels"]
+    # Adam divides each gradient by its own size, so that rounding grows where it is next to nothing: small steps.
+    arguments += ["--learning_rate", 1e-5]
+    one = run_example(
+        "train_semi.py", *arguments, "--output_dir", tmp_path / "one", "--per_device_train_batch_size", 4
+    )
+    assert one.returncode == 0, one.stderr
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+    launcher += ("--main_process_port", "0")
+    arguments += ["--output_dir", tmp_path / "two", "--per_device_train_batch_size", 2]
+    two = run_example("train_semi.py", *arguments, launcher=launcher)
+    assert two.returncode == 0, two.stderr
+    logs = [[flatten(line) for line in read_log(tmp_path / name)] for name in ("one", "two")]
+    assert len(logs[0]) == 4 and logs[0][2]["clip/loss_strong_1"] > 0 and logs[0][2]["dinov3/loss_stability"] > 0
+    for one_line, two_line in zip(*logs, strict=True):
+        assert two_line == pytest.approx(one_line, rel=1e-5, abs=1e-5)
+    counts = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    assert counts[1]["fused"]["accuracy"] == pytest.approx(counts[0]["fused"]["accuracy"], abs=1e-3)
+
+
+def test_the_ablations_run(scenes_folder, tmp_path):
+    arguments = ("--data_dir", scenes_folder, *SMALL_RUN, "--eval_steps", 2)
+    arguments += ("--recipe", "released", "--labeled_loss", "ohem", "--class_weights", "balanced")
+    arguments += ("--confidence_mode", "pixelratio", "--gradient_accumulation_steps", 2)
+    run = run_example("train_semi.py", *arguments, "--output_dir", tmp_path / "released")
+    assert run.returncode == 0, run.stderr
+    settings = json.loads((tmp_path / "released" / "arguments.json").read_text())["arguments"]
+    assert settings["stability"] == "reference"
+    model = Co2SForSemanticSegmentation.from_pretrained(tmp_path / "released" / "model")
+    assert (model.config.clip_logits_size, model.config.crop_size) == (224, 32)
+    best = json.loads((tmp_path / "released" / "best_model" / "metrics.json").read_text())
+    last = json.loads((tmp_path / "released" / "metrics.json").read_text())
+    assert best["fused"]["mean_iou"] >= last["fused"]["mean_iou"] and best["step"] in (2, 4)
+    assert Co2SForSemanticSegmentation.from_pretrained(tmp_path / "released" / "best_model").config.num_labels == 6
+
+
+def test_one_student_trains_alone_and_without_unlabelled_images(scenes_folder, tmp_path):
+    arguments = ("--data_dir", scenes_folder, *SMALL_RUN[2:], "--method", "supervised", "--students", "dinov3")
+    output = tmp_path / "run"
+    run = run_example("train_semi.py", *arguments, "--output_dir", output)
+    assert run.returncode == 0, run.stderr
+    model = Co2SForSemanticSegmentation.from_pretrained(output / "model")
+    assert model.config.fusion == "dinov3"
+    assert set(json.loads((output / "metrics.json").read_text())) >= {"dinov3", "fused"}
+    assert not any("clip/" in name or "strong" in name for line in read_log(output) for name in line)
+
+    # Starting anew removes what the run wrote, and nothing else.
+    (output / "notes.txt").write_text("mine")
+    again = run_example("train_semi.py", *arguments, "--output_dir", output, "--seed", 1, "--overwrite_output_dir")
+    assert again.returncode == 0, again.stderr
+    assert (output / "notes.txt").read_text() == "mine"
+    assert json.loads((output / "arguments.json").read_text())["arguments"]["seed"] == 1
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(scenes_folder, tmp_path):
+    arguments = ("--data_dir", scenes_folder, *SMALL_RUN, "--checkpointing_steps", 1, "--learning_rate", 1e30)
+    run = run_example("train_semi.py", *arguments, "--output_dir", tmp_path / "run")
+    assert run.returncode != 0
+    assert "The loss of step 2 is not finite. Its images: " in run.stderr and "The step is skipped" in run.stderr
+    assert "The loss of step 3 is not finite" in run.stderr and "Lower --learning_rate" in run.stderr
+    assert "labeled_0" in run.stderr
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"step-0000001", "step-0000002"}
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_evaluate_and_predict_take_what_training_saved(scenes_folder, tmp_path):
+    model = make_model(id2label=dict(enumerate(data_labels(scenes_folder))), palette=None, crop_size=32)
+    model.save_pretrained(tmp_path / "model")
+    Co2SImageProcessor.from_model_config(model.config).save_pretrained(tmp_path / "model")
+    run = run_example(
+        *("evaluate.py", "--checkpoint", tmp_path / "model", "--data_dir", scenes_folder),
+        *("--output_dir", tmp_path / "evaluation", "--num_shown", 1),
+    )
+    assert run.returncode == 0, run.stderr
+    metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    samples = SegmentationFolder.open(scenes_folder).validation
+    processor = Co2SImageProcessor.from_pretrained(tmp_path / "model")
+    expected = evaluate(model, processor, samples, crop_size=32, accelerator=Accelerator(cpu=True))["fused"]
+    assert metrics["fused"]["mean_f1"] == pytest.approx(expected.mean_f1()) and metrics["num_images"] == 2
+    assert (tmp_path / "evaluation" / "confusion.png").exists()
+
+    (tmp_path / "photos" / "deep").mkdir(parents=True)
+    shutil.copy(samples[0].image, tmp_path / "photos" / "deep" / "one.png")
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"no image")
+    arguments = ("predict.py", "--checkpoint", tmp_path / "model", "--output_dir", tmp_path / "out")
+    run = run_example(*arguments, "--images", tmp_path / "photos", samples[1].image, "--save_confidence")
+    assert run.returncode == 1 and "2 of 3 images are in" in run.stdout and "broken.jpg cannot be read" in run.stderr
+    logits = predict_logits(
+        model, processor(samples[0].load_image(), return_tensors="pt")["pixel_values"], 32, (48, 48)
+    )
+    confidence, labels = logits["fused"].softmax(0).max(0)
+    with Image.open(tmp_path / "out" / "labels" / "deep" / "one.png") as found:
+        assert found.mode == "P" and np.array_equal(np.asarray(found), labels.numpy())
+    found = np.asarray(Image.open(tmp_path / "out" / "confidence" / "deep" / "one.png"))
+    assert np.abs(found / 255 - confidence.numpy()).max() <= 0.5 / 255 + 1e-4
+    assert Image.open(tmp_path / "out" / "overlay" / f"{samples[1].image.stem}.png").size == (48, 48)
+
+    inside = run_example(*arguments[:-1], tmp_path / "photos" / "out", "--images", tmp_path / "photos")
+    assert inside.returncode != 0 and "lies inside" in inside.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -211,6 +366,8 @@ def test_two_processes_share_the_work(scenes_folder, tmp_path):
         (("--stability", "on"), "invalid choice: 'on'"),
         (("--confidence_threshold", 2), "--confidence_threshold is 2"),
         (("--crop_size", 7), "--crop_size is 7; it must be at least 8"),
+        (("--report_to", "tensorbored"), "--report_to names tensorbored, which is not installed"),
+        (("--labeled_fraction", "few"), "'few' is no fraction; write it as 1/8"),
         (("--data_dir", "/no/such/folder"), "The data folder '/no/such/folder' does not exist"),
     ],
 )
@@ -223,6 +380,7 @@ def test_wrong_settings_stop_before_anything_is_written(arguments, message, tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--class_weights", 1, 2), "gives 2 weights for 6 classes: building"),
         (("--supervised_warmup_steps", 4), "--supervised_warmup_steps is 4 of 4 steps: no unlabelled image"),
         (
             ("--clip_model", "/no/clip", "--dinov3_model", "/no/dinov3"),

@@ -1,0 +1,157 @@
+"""What a training run says while it runs: mean losses, coverage of the pseudo-labels, speed, memory, and warnings."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from .files import write_text
+from .modeling_co2s import STUDENTS
+
+
+MEASURED = ("images_per_second", "peak_memory_gb")  # of the machine; everything else in a line repeats exactly
+
+
+class Logbook:
+    """Means of what the objective reports, printed, written to `log.jsonl` and sent to the run's trackers.
+
+    Args:
+        accelerator: Of the run; means are over its processes.
+        path: The log file, one JSON object a line.
+        id2label: Names for what is reported per class.
+    """
+
+    def __init__(self, accelerator: Accelerator, path: Path, id2label: dict[int, str]):
+        self.accelerator, self.path, self.id2label = accelerator, path, id2label
+        self.entries, self.images, self.started = [], 0, time.perf_counter()
+        self.covered = {student: set() for student in STUDENTS}
+
+    def add(self, losses: dict[str, torch.Tensor], images: int):
+        """Note what the objective reported for a batch of so many images over all processes."""
+        self.entries.append({name: value.detach() for name, value in losses.items()})
+        self.images += images
+
+    def write(self, step: int, learning_rates: dict[str, float]):
+        """Report the means since the last time, if there is anything. Every process must call this."""
+        if not self.entries:  # every step was skipped
+            return
+        means = self._means()
+        # A share of the batches, as everything is a mean; people want the number.
+        batches = len(self.entries) * self.accelerator.num_processes
+        means["batches_without_labels"] = round(means.pop("without_labels") * batches)
+        seconds = time.perf_counter() - self.started
+        means |= {
+            "images_per_second": self.images / seconds,
+            "peak_memory_gb": peak_memory_gb(self.accelerator.device),
+        }
+        self.entries, self.images, self.started = [], 0, time.perf_counter()
+        if not self.accelerator.is_main_process:
+            return
+        tqdm.write(self._summary(step, means))
+        self._warn_of_vanished_classes(step, means)
+        # A resumed run replaces the lines after its checkpoint.
+        lines = [line for line in read_log(self.path) if line["step"] < step]
+        lines.append({"step": step, "learning_rates": learning_rates, **means})
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        rates = {f"learning_rate/{name}": rate for name, rate in learning_rates.items()}
+        self.accelerator.log(flatten(means) | rates, step=step)
+
+    def _means(self) -> dict[str, float | dict[str, float]]:
+        names = dict.fromkeys(name for entry in self.entries for name in entry)  # warm-up steps lack some
+        means = {
+            name: torch.stack([entry[name] for entry in self.entries if name in entry]).float().mean(dim=0)
+            for name in names
+        }
+        means = self.accelerator.reduce(means, reduction="mean")
+        for student in STUDENTS:  # of no pixel at all there is no accuracy
+            if f"{student}/confident_fraction" in means and means[f"{student}/confident_fraction"] == 0:
+                means.pop(f"{student}/pseudo_label_accuracy", None)
+        return {
+            name: value.item()
+            if value.ndim == 0
+            else {self.id2label[index]: share for index, share in enumerate(value.tolist())}
+            for name, value in means.items()
+        }
+
+    @staticmethod
+    def _summary(step: int, means: dict) -> str:
+        losses = [name for name in means if name == "loss" or name.endswith("/loss")]
+        parts = [f"step {step:5d}", *(f"{name} {means[name]:.3f}" for name in losses)]
+        for term in ("confident_fraction", "pseudo_label_accuracy"):
+            if shares := [f"{100 * means[name]:.0f} %" for name in means if name.endswith(term)]:
+                parts.append(f"{term.replace('_fraction', '').replace('_', ' ')} {' / '.join(shares)}")
+        if count := means["batches_without_labels"]:
+            parts.append(f"{count} batches without a labelled pixel")
+        return "  ".join([*parts, f"{means['images_per_second']:.1f} images/s"])
+
+    def _warn_of_vanished_classes(self, step: int, means: dict):
+        """Say so when pseudo-labels that a class had before are gone: the usual way in which training collapses."""
+        for student, covered in self.covered.items():
+            if coverage := means.get(f"{student}/coverage"):
+                now = {label for label, share in coverage.items() if share > 0}
+                for label in sorted(covered - now):
+                    tqdm.write(
+                        f"Warning: '{label}' has vanished from the {student} student's confident pseudo-labels by "
+                        f"step {step}. If it stays away, label more of it, lower --confidence_threshold, or try "
+                        "--class_weights balanced."
+                    )
+                self.covered[student] = now
+
+
+class NonFiniteGuard:
+    """Skips a step whose loss is not finite, once; the second time in a row it stops the run."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator, self.previous = accelerator, False
+
+    def must_skip(self, loss: torch.Tensor, names: list[str], step: int) -> bool:
+        """Whether a step has to be left out, on every process alike.
+
+        Args:
+            loss: Of this process's batch.
+            names: The batch's images.
+            step: Steps done before.
+
+        Raises:
+            FloatingPointError: The step before was skipped, too.
+        """
+        broken = self.accelerator.reduce((~torch.isfinite(loss.detach())).float(), reduction="sum").item() > 0
+        if broken:
+            names = gather_object(names)
+            problem = f"The loss of step {step + 1} is not finite. Its images: {', '.join(names)}."
+            if self.previous:
+                raise FloatingPointError(
+                    f"{problem} The step before was skipped for the same reason. Lower --learning_rate, or train in "
+                    "float32; checkpoints/ holds the last good state."
+                )
+            if self.accelerator.is_main_process:
+                tqdm.write(f"Warning: {problem} The step is skipped.", file=sys.stderr)
+        self.previous = broken
+        return broken
+
+
+def flatten(means: dict[str, float | dict[str, float]]) -> dict[str, float]:
+    """{"a": 1, "b": {"c": 2}} as {"a": 1, "b/c": 2}, as trackers take it."""
+    flat = {}
+    for name, value in means.items():
+        flat |= {f"{name}/{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of a log file so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory that this process has held: of the GPU on a GPU, of the machine otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,95 @@
+"""Measure a checkpoint on the validation images of a data folder: IoU and F1 per class, for both students and fused.
+
+    python examples/evaluate.py --checkpoint outputs/train_semi/model --data_dir outputs/scenes-seed0
+
+    # Slower and a little better: average with the mirrored image. Several processes share the images.
+    accelerate launch examples/evaluate.py --checkpoint outputs/train_semi/model --data_dir path/to/folder --flip
+
+Prints a table and writes metrics.json, confusion.png (what each class was taken for) and predictions.png.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
+from co2s_hf.arguments import parse_arguments, parse_fraction, setting
+from co2s_hf.configuration_co2s import FUSIONS
+from co2s_hf.data import SegmentationFolder
+from co2s_hf.figures import draw_confusion, draw_predictions, palette_or_default
+from co2s_hf.files import check_new_folder, write_json
+from co2s_hf.training import (
+    evaluate,
+    examples_to_show,
+    largest_class_mean_iou,
+    results_dict,
+    results_table,
+    use_all_cores,
+)
+
+
+@dataclass
+class Arguments:
+    checkpoint: str = setting("outputs/train_semi/model", "Folder or Hub name of a trained model.")
+    data_dir: str = setting("outputs/scenes-seed0", "Folder with images/, labels/ and splits/.")
+    labeled_fraction: str | None = setting(None, "As in training, where the sets were drawn and not listed.")
+    validation_fraction: str = setting("1/5", "As in training.")
+    seed: int = setting(0, "As in training: seed of the drawn sets.")
+    output_dir: str = setting("outputs/evaluation", "New folder for metrics.json and the figures.")
+    crop_size: int | None = setting(None, "Side of the windows in pixels. Left out: the model's training crops.")
+    fusion: Literal[FUSIONS] | None = setting(None, "How the students are fused. Left out: as the model says.")
+    flip: bool = setting(False, "Average with the prediction for the mirrored image.")
+    num_shown: int = setting(5, "Images in predictions.png.")
+    use_cpu: bool = setting(False, "Stay on the CPU even where there is a GPU.")
+    mixed_precision: Literal["no", "bf16"] | None = setting(None, "Left out: what `accelerate launch` says.")
+
+
+def main():
+    args = parse_arguments(Arguments, __doc__)
+    accelerator = Accelerator(cpu=args.use_cpu, mixed_precision=args.mixed_precision)
+    use_all_cores(accelerator)
+    output_dir = Path(args.output_dir)
+    if accelerator.is_main_process:
+        check_new_folder(output_dir)
+    model = Co2SForSemanticSegmentation.from_pretrained(args.checkpoint).to(accelerator.device)
+    if args.fusion is not None:
+        model.config.fusion = args.fusion
+    image_processor = Co2SImageProcessor.from_pretrained(args.checkpoint)
+    id2label = model.config.id2label
+    data = SegmentationFolder.open(
+        args.data_dir,
+        labeled_fraction=None if args.labeled_fraction is None else parse_fraction(args.labeled_fraction),
+        validation_fraction=parse_fraction(args.validation_fraction),
+        seed=args.seed,
+    )
+    if data.class_concepts is not None and data.id2label != id2label:
+        raise ValueError(
+            f"{args.checkpoint} predicts {', '.join(id2label.values())}, but {args.data_dir} is labelled with "
+            f"{', '.join(data.id2label.values())}. Evaluate a model of these classes."
+        )
+    crop_size = args.crop_size or model.config.crop_size
+    if crop_size is None:
+        raise ValueError("The model does not say on which crops it was trained. Pass --crop_size.")
+
+    bar = tqdm(data.validation, desc="evaluating", disable=not accelerator.is_main_process)
+    matrices = evaluate(model, image_processor, bar, crop_size, accelerator, args.flip)
+    if accelerator.is_main_process:
+        print(results_table(matrices, id2label))
+        output_dir.mkdir(parents=True, exist_ok=True)
+        facts = {"checkpoint": args.checkpoint, "data_dir": args.data_dir, "num_images": len(data.validation)}
+        facts |= {"crop_size": crop_size, "flip": args.flip, "fusion": model.config.fusion}
+        facts["largest_class_mean_iou"] = largest_class_mean_iou(matrices["fused"])
+        write_json(output_dir / "metrics.json", facts | results_dict(matrices, id2label))
+        draw_confusion(matrices["fused"].counts.numpy(), id2label, output_dir / "confusion.png")
+        shown = examples_to_show(model, image_processor, data.validation[: args.num_shown], crop_size)
+        palette = palette_or_default(model.config.palette, len(id2label))
+        draw_predictions(shown, id2label, palette, output_dir / "predictions.png")
+        print(f"Wrote metrics.json, confusion.png and predictions.png into {output_dir}.")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

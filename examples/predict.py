@@ -1,0 +1,128 @@
+"""Segment images: an index PNG with the classes' colours for every image, and a picture to look at.
+
+    python examples/predict.py --checkpoint outputs/train_semi/model --images photo.jpg more_photos/
+
+    # Also how sure the model is of every pixel (0 to 255 for probabilities 0 to 1).
+    python examples/predict.py --images more_photos/ --save_confidence
+
+Writes labels/NAME.png, overlay/NAME.png and confidence/NAME.png at each image's size. Images that are done already are
+left out, so an interrupted run goes on where it was. `accelerate launch` shares the images among processes.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image
+from tqdm.auto import tqdm
+
+from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
+from co2s_hf.arguments import parse_arguments, setting
+from co2s_hf.configuration_co2s import FUSIONS
+from co2s_hf.data import Sample, find_images
+from co2s_hf.figures import overlay, palette_or_default
+from co2s_hf.files import written_file
+from co2s_hf.inference import predict_logits
+from co2s_hf.training import use_all_cores
+
+
+@dataclass
+class Arguments:
+    checkpoint: str = setting("outputs/train_semi/model", "Folder or Hub name of a trained model.")
+    images: list[str] | None = setting(None, "Image files, and folders that are searched for images.")
+    output_dir: str = setting("outputs/predictions", "Folder for labels/, overlay/ and confidence/.")
+    save_confidence: bool = setting(False, "Also write the fused prediction's confidence.")
+    crop_size: int | None = setting(None, "Side of the windows in pixels. Left out: the model's training crops.")
+    fusion: Literal[FUSIONS] | None = setting(None, "How the students are fused. Left out: as the model says.")
+    flip: bool = setting(False, "Average with the prediction for the mirrored image.")
+    opacity: float = setting(0.5, "Of the colours in the overlay, 0 to 1.")
+    use_cpu: bool = setting(False, "Stay on the CPU even where there is a GPU.")
+    mixed_precision: Literal["no", "bf16"] | None = setting(None, "Left out: what `accelerate launch` says.")
+
+    def __post_init__(self):
+        if not self.images:
+            raise ValueError("Nothing to predict: pass --images with files or folders.")
+        if not 0 <= self.opacity <= 1:
+            raise ValueError(f"--opacity is {self.opacity}; it lies between 0 and 1.")
+
+
+def main():
+    args = parse_arguments(Arguments, __doc__)
+    accelerator = Accelerator(cpu=args.use_cpu, mixed_precision=args.mixed_precision)
+    use_all_cores(accelerator)
+    output_dir = Path(args.output_dir)
+    jobs = plan(args.images, output_dir)
+    model = Co2SForSemanticSegmentation.from_pretrained(args.checkpoint).to(accelerator.device)
+    if args.fusion is not None:
+        model.config.fusion = args.fusion
+    image_processor = Co2SImageProcessor.from_pretrained(args.checkpoint)
+    crop_size = args.crop_size or model.config.crop_size
+    if crop_size is None:
+        raise ValueError("The model does not say on which crops it was trained. Pass --crop_size.")
+    palette = palette_or_default(model.config.palette, model.config.num_labels)
+
+    kinds = ("overlay", "confidence", "labels") if args.save_confidence else ("overlay", "labels")  # labels come last
+    own = list(jobs.items())[accelerator.process_index :: accelerator.num_processes]
+    problems = []
+    for name, path in tqdm(own, desc="predicting", disable=not accelerator.is_main_process):
+        targets = {kind: output_dir / kind / name for kind in kinds}
+        if all(target.exists() for target in targets.values()):
+            continue
+        try:
+            image = Sample(path, None).load_image()
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        with accelerator.autocast():
+            inputs = image_processor(image, return_tensors="pt")
+            logits = predict_logits(model, inputs["pixel_values"], crop_size, (image.height, image.width), args.flip)
+        for kind, picture in draw(image, logits["fused"], palette, args.opacity).items():
+            if kind in targets:
+                with written_file(targets[kind]) as target:
+                    picture.save(target, format="PNG")
+    problems = gather_object(problems)
+    if accelerator.is_main_process:
+        print(f"{len(jobs) - len(problems)} of {len(jobs)} images are in {output_dir}.")
+        for problem in problems:
+            print(f"Left out: {problem}", file=sys.stderr)
+    accelerator.end_training()
+    sys.exit(1 if problems else 0)
+
+
+def plan(inputs: list[str], output_dir: Path) -> dict[str, Path]:
+    """What to write, relative to the output's folders, and the image that it is made of."""
+    jobs = {}
+    for given in map(Path, inputs):
+        if given.is_dir() and output_dir.resolve().is_relative_to(given.resolve()):
+            raise ValueError(f"--output_dir '{output_dir}' lies inside '{given}': the next run would read it back.")
+        if not given.exists():
+            raise FileNotFoundError(f"'{given}' does not exist; --images takes files and folders.")
+        found = find_images(given) if given.is_dir() else [given]
+        if not found:
+            raise ValueError(f"'{given}' holds no images.")
+        for path in found:
+            name = str((path.relative_to(given) if given.is_dir() else Path(path.name)).with_suffix(".png"))
+            if jobs.setdefault(name, path) != path:
+                raise ValueError(f"'{path}' and '{jobs[name]}' would both become {name}. Predict them separately.")
+    return jobs
+
+
+def draw(image: Image.Image, logits: torch.Tensor, palette: np.ndarray, opacity: float) -> dict[str, Image.Image]:
+    """The pictures of one prediction, (classes, height, width)."""
+    confidence, labels = (value.cpu().numpy() for value in logits.softmax(dim=0).max(dim=0))
+    indices = Image.fromarray(labels.astype(np.uint8))
+    indices.putpalette(palette.flatten().tolist())
+    return {
+        "labels": indices,
+        "overlay": overlay(image, labels, palette, opacity),
+        "confidence": Image.fromarray((255 * confidence).round().astype(np.uint8)),
+    }
+
+
+if __name__ == "__main__":
+    main()
