@@ -1,7 +1,12 @@
-"""Time the model on this machine, beside what cannot be avoided: transformers' two towers and the decoders.
+"""Time the model on this machine.
 
-python examples/benchmark.py                        # ViT-B/16 students, batch 2, 256 px, float32
+python examples/benchmark.py                        # prediction: ViT-B/16 students, batch 2, 256 px, float32
 python examples/benchmark.py --dtype bfloat16 --batch_size 8 --size 512
+python examples/benchmark.py --what train           # a whole training step: 2 labelled + 2 unlabelled crops
+python examples/benchmark.py --what train --dtype bfloat16
+
+Prediction is shown beside what cannot be avoided: transformers' two towers and the decoders. A training step is views,
+every loss of the paper, gradients and optimiser; bfloat16 there is autocast, as `--mixed_precision bf16` does it.
 """
 
 import argparse
@@ -9,9 +14,14 @@ import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation
+from co2s_hf.logbook import peak_memory_gb
+from co2s_hf.objective import Co2SObjective
+from co2s_hf.training import make_optimizer, release_freed_memory
+from co2s_hf.views import draw_appearance, draw_cutmix_box, make_views
 
 
 def median_seconds(function: Callable, repeats: int, device: torch.device) -> float:
@@ -28,17 +38,8 @@ def median_seconds(function: Callable, repeats: int, device: torch.device) -> fl
 
 
 @torch.no_grad()
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_size", type=int, default=2, help="images per call (default: 2)")
-    parser.add_argument("--size", type=int, default=256, help="side of the images in pixels (default: 256)")
-    parser.add_argument("--num_labels", type=int, default=6, help="classes (default: 6)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of weights and images")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda ...")
-    parser.add_argument("--repeats", type=int, default=7, help="calls whose median is taken (default: 7)")
-    args = parser.parse_args()
-
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+def time_prediction(args: argparse.Namespace, device: torch.device, dtype: torch.dtype):
+    """Time the whole model, and each of its parts."""
     model = Co2SForSemanticSegmentation(Co2SConfig(num_labels=args.num_labels)).eval().to(device, dtype)
     images = torch.randn(args.batch_size, 3, args.size, args.size, device=device, dtype=dtype)
     clip, dinov3 = model.clip, model.dinov3
@@ -56,16 +57,71 @@ def main():
         "DINOv3 tower": lambda: dinov3.encoder.tapped_states(images),
         "whole model": lambda: model(images),
     }
-    print(
-        f"batch {args.batch_size}, {args.size} px, {args.num_labels} classes, {args.dtype}, {device}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}; median of {args.repeats}"
-    )
     seconds = {}
     for name, function in parts.items():
         seconds[name] = median_seconds(function, args.repeats, device)
         print(f"{name:40}{1000 * seconds[name]:10.1f} ms")
     unavoidable = sum(list(seconds.values())[:4])
     print(f"{'both towers + both decoders':40}{1000 * unavoidable:10.1f} ms")
+
+
+def random_batch(batch_size: int, size: int, num_labels: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch as the data loader gives it."""
+    rng = np.random.default_rng(0)
+
+    def stacked(draw: Callable[[], np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([draw() for _ in range(batch_size)])).to(device)
+
+    def image() -> np.ndarray:
+        return rng.integers(0, 256, (3, size, size), dtype=np.uint8)
+
+    batch = {"labeled": stacked(image), "weak": stacked(image)}
+    batch["labels"] = stacked(lambda: rng.integers(0, num_labels, (size, size), dtype=np.uint8))
+    batch["padding"] = stacked(lambda: np.zeros((size, size), dtype=bool))
+    for n in (1, 2):
+        batch[f"appearance_{n}"] = stacked(lambda: draw_appearance(rng))
+        batch[f"cutmix_boxes_{n}"] = stacked(lambda: draw_cutmix_box(rng, size))
+    return batch
+
+
+def time_training(args: argparse.Namespace, device: torch.device, dtype: torch.dtype):
+    """Time a step in which every loss counts, and say how much memory it took."""
+    if device.type == "cpu":
+        release_freed_memory()
+    config = Co2SConfig(num_labels=args.num_labels)
+    model = Co2SForSemanticSegmentation(config).freeze_backbones().train().to(device)
+    # A threshold that networks without training reach here and there, so that no term is zero.
+    objective, optimizer = Co2SObjective(model, threshold=1.1 / args.num_labels), make_optimizer(model)
+    batch = random_batch(args.batch_size, args.size, args.num_labels, device)
+
+    def step():
+        views = make_views(batch, config.image_mean, config.image_std)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            losses = objective(views, stability_weight=0.5)
+        losses["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    print(f"{'training step':40}{median_seconds(step, args.repeats, device):10.2f} s")
+    print(f"{'peak memory':40}{peak_memory_gb(device):10.2f} GB")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", default="predict", choices=["predict", "train"], help="(default: predict)")
+    parser.add_argument("--batch_size", type=int, default=2, help="images per call, or of each kind (default: 2)")
+    parser.add_argument("--size", type=int, default=256, help="side of the images in pixels (default: 256)")
+    parser.add_argument("--num_labels", type=int, default=6, help="classes (default: 6)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default: float32)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda ...")
+    parser.add_argument("--repeats", type=int, default=7, help="calls whose median is taken (default: 7)")
+    args = parser.parse_args()
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    print(
+        f"{args.what}: batch {args.batch_size}, {args.size} px, {args.num_labels} classes, {args.dtype}, {device}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}; median of {args.repeats}"
+    )
+    {"predict": time_prediction, "train": time_training}[args.what](args, device, dtype)
 
 
 if __name__ == "__main__":

@@ -60,13 +60,14 @@ from co2s_hf.training import (
     largest_class_mean_iou,
     make_optimizer,
     polynomial_decay,
+    release_freed_memory,
     repeat_released_quirks,
     results_dict,
     results_table,
     save_checkpoint,
     save_model,
     steps_per_epoch,
-    tiny_config,
+    tiny_model,
     use_all_cores,
 )
 from co2s_hf.views import make_views
@@ -79,7 +80,7 @@ FIGURES = ("predictions.png", "curves.png")
 
 @dataclass
 class Arguments:
-    """What a run can be told. None stands for a value that depends on others; `resolve` fills it in."""
+    """What a run can be told. None stands for a value that depends on others, and is filled in."""
 
     output_dir: str = setting(
         "outputs/train_semi", "New folder for model/, metrics.json, log.jsonl, arguments.json and figures."
@@ -104,7 +105,9 @@ class Arguments:
         "paper", "released repeats the authors' code where it differs from the paper: see the README."
     )
     students: Literal["clip,dinov3", "clip", "dinov3"] = setting("clip,dinov3", "Which students are trained.")
-    confidence_threshold: float = setting(0.95, "tau: probability from which pseudo-labels and teaching count.")
+    confidence_threshold: float | None = setting(
+        None, "tau: probability from which pseudo-labels and teaching count. Pretrained: 0.95; from scratch: 0.6."
+    )
     confidence_mode: Literal["pixelwise", "pixelratio", "pixelavg"] = setting(
         "pixelwise",
         "What counts of pseudo-labels: confident pixels; all, weighted by the image's share of confident ones; all, "
@@ -127,10 +130,14 @@ class Arguments:
         None, "Steps on labels alone before unlabelled images join. Pretrained: 0; from scratch: a third of the steps."
     )
 
-    crop_size: int = setting(96, "Side of training crops and of evaluation windows, in pixels.")
-    per_device_train_batch_size: int = setting(8, "Labelled images per step and device, and as many unlabelled ones.")
+    crop_size: int | None = setting(
+        None, "Side of training crops and of evaluation windows, in pixels. Pretrained: 256; from scratch: 64."
+    )
+    per_device_train_batch_size: int | None = setting(
+        None, "Labelled images per step and device, and as many unlabelled ones. Pretrained: 2; from scratch: 16."
+    )
     gradient_accumulation_steps: int = setting(1, "Batches whose gradients make one step.")
-    max_train_steps: int | None = setting(None, "Length of the training in steps. Left out: 360.")
+    max_train_steps: int | None = setting(None, "Length of the training in steps. Left out: 400.")
     num_train_epochs: int | None = setting(None, "Length of the training in walks through the longer list, instead.")
     learning_rate: float | None = setting(None, "Base learning rate. Pretrained: 1e-4; from scratch: 1e-3.")
     weight_decay: float = setting(0.01, "AdamW's weight decay.")
@@ -164,6 +171,25 @@ class Arguments:
     seed: int = setting(0, "Seed of weights, order, views, drawn sets and drawn scenes.")
 
     def __post_init__(self):
+        self.check()
+        from_scratch = self.clip_model is None
+        defaults = {
+            "crop_size": 64 if from_scratch else 256,
+            "per_device_train_batch_size": 16 if from_scratch else 2,
+            # Tiny towers that have seen little are seldom as sure as pretrained ones.
+            "confidence_threshold": 0.6 if from_scratch else 0.95,
+            "learning_rate": 1e-3 if from_scratch else 1e-4,
+            "train_backbones": "all" if from_scratch else "attention",
+            "backbone_lr_scale": 1.0 if from_scratch else 0.01,
+            "decoder_lr_scale": 1.0 if from_scratch else 10.0,
+            "stability": "reference" if self.recipe == "released" else "paper",
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+
+    def check(self):
+        """Refuse values that cannot work, before anything is read."""
         if (self.clip_model is None) != (self.dinov3_model is None):
             raise ValueError("Give both --clip_model and --dinov3_model, or neither for a tiny model from scratch.")
         for one, other in (("max_train_steps", "num_train_epochs"), ("eval_steps", "eval_epochs")):
@@ -177,7 +203,7 @@ class Arguments:
         for name, minimum in least.items():
             if (value := getattr(self, name)) is not None and value < minimum:
                 raise ValueError(f"--{name} is {value}; it must be at least {minimum}.")
-        if not 0 <= self.confidence_threshold <= 1:
+        if self.confidence_threshold is not None and not 0 <= self.confidence_threshold <= 1:
             raise ValueError(f"--confidence_threshold is {self.confidence_threshold}; a probability is 0 to 1.")
         for fraction in (self.labeled_fraction, self.validation_fraction):
             if fraction is not None:
@@ -192,27 +218,17 @@ class Arguments:
                 "to Accelerate."
             )
 
-    def resolve(self, epoch_steps: int):
-        """Fill in what depends on the towers and on the length of the data's epoch."""
-        from_scratch = self.clip_model is None
+    def resolve_steps(self, epoch_steps: int):
+        """Fill in what depends on the length of the data's epoch."""
         if self.max_train_steps is None:
-            self.max_train_steps = self.num_train_epochs * epoch_steps if self.num_train_epochs else 360
+            self.max_train_steps = self.num_train_epochs * epoch_steps if self.num_train_epochs else 400
         if self.eval_epochs is not None:
             self.eval_steps = self.eval_epochs * epoch_steps
         if self.method == "supervised":
             self.supervised_warmup_steps = self.max_train_steps
-        defaults = {
-            "learning_rate": 1e-3 if from_scratch else 1e-4,
-            "train_backbones": "all" if from_scratch else "attention",
-            "backbone_lr_scale": 1.0 if from_scratch else 0.01,
-            "decoder_lr_scale": 1.0 if from_scratch else 10.0,
+        elif self.supervised_warmup_steps is None:
             # Pseudo-labels of a network that has learnt nothing yet cost more than they give.
-            "supervised_warmup_steps": self.max_train_steps // 3 if from_scratch else 0,
-            "stability": "reference" if self.recipe == "released" else "paper",
-        }
-        for name, value in defaults.items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
+            self.supervised_warmup_steps = self.max_train_steps // 3 if self.clip_model is None else 0
         if self.method == "co2s" and self.supervised_warmup_steps >= self.max_train_steps:
             raise ValueError(
                 f"--supervised_warmup_steps is {self.supervised_warmup_steps} of {self.max_train_steps} steps: no "
@@ -236,6 +252,8 @@ def main():
     if accelerator.mixed_precision == "fp16":
         raise ValueError("fp16 overflows inside DINOv3. Launch with --mixed_precision bf16 or no.")
     use_all_cores(accelerator)
+    if accelerator.device.type == "cpu":
+        release_freed_memory()
 
     # 1. The data, checked before anything expensive starts.
     checkpoint = find_checkpoint(output_dir / "checkpoints", args.resume_from_checkpoint)
@@ -248,7 +266,7 @@ def main():
     data = open_data(args, accelerator)
     batch_size, steps_per_update = args.per_device_train_batch_size, args.gradient_accumulation_steps
     images_per_update = batch_size * steps_per_update * accelerator.num_processes
-    args.resolve(steps_per_epoch(len(data.labeled), len(data.unlabeled), images_per_update))
+    args.resolve_steps(steps_per_epoch(len(data.labeled), len(data.unlabeled), images_per_update))
     if checkpoint is not None:
         check_same_run(args, accelerator, output_dir)
     class_weights = read_class_weights(args, data)
@@ -413,7 +431,7 @@ def build_model(args: Arguments, data: SegmentationFolder) -> Co2SForSemanticSeg
     """The model in training mode, with what trains unfrozen."""
     classes = {"id2label": data.id2label, "palette": data.palette, "class_concepts": data.class_concepts}
     if args.clip_model is None:
-        model = Co2SForSemanticSegmentation(tiny_config(**classes))
+        model = tiny_model(**classes)
     elif data.class_concepts is None:
         raise ValueError(
             "CLIP is guided by the classes' names, and this folder has none. Pass --class_names, or write "
