@@ -38,7 +38,9 @@ def parse_arguments(arguments_class: type[T], description: str, command_line: Se
         description: What `--help` begins with.
         command_line: Words after the program's name; `sys.argv` when left out.
     """
-    parser = HfArgumentParser(arguments_class, description=description, formatter_class=HelpFormatter)
+    parser = HfArgumentParser(
+        arguments_class, description=description, formatter_class=HelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--config", type=Path, help="YAML or JSON file with any of these settings.")
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config.add_argument("--config", type=Path)
@@ -68,7 +70,8 @@ def _words_of_file(path: Path, names: list[str]) -> list[str]:
     """The file's settings as words of a command line, so that they are checked like those."""
     text = path.read_text()
     try:
-        settings = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        # Words as they stand: YAML would take "off" and "no", which are values here, for False.
+        settings = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=yaml.BaseLoader)
     except (json.JSONDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(settings, dict):
@@ -78,6 +81,6 @@ def _words_of_file(path: Path, names: list[str]) -> list[str]:
         if name not in names:
             meant = difflib.get_close_matches(str(name), names, n=1)
             raise ValueError(f"{path}: there is no setting '{name}'" + (f"; '{meant[0]}'?" if meant else "."))
-        if value is not None:
+        if value not in (None, "", "null", []):
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return words

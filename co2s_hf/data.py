@@ -93,7 +93,7 @@ class SegmentationFolder:
     """The samples of one data folder and what its labels mean."""
 
     labeled: tuple[Sample, ...]
-    unlabeled: tuple[Sample, ...]  # their labels, where files exist, are never read
+    unlabeled: tuple[Sample, ...]  # their labels, where files exist, are never trained on
     validation: tuple[Sample, ...]
     id2label: dict[int, str]
     palette: list[list[int]] | None
@@ -208,7 +208,7 @@ def _draw_splits(
     if (root / "splits" / SPLIT_FILES["validation"]).exists():
         validation = _read_split(root, "validation", SPLIT_FILES["validation"])
         held_out = {sample.image for sample in validation}
-        known = [sample for sample in known if sample.image not in held_out]
+        samples, known = ([s for s in some if s.image not in held_out] for some in (samples, known))
     else:
         count = max(1, round(validation_fraction * len(known)))
         validation, known = tuple(known[:count]), known[count:]
@@ -267,6 +267,20 @@ def _check_files(splits: dict[str, tuple[Sample, ...]]):
             )
 
 
+def check_hidden_labels(samples: tuple[Sample, ...], num_labels: int, ignore_index: int = 255):
+    """Check the labels of unlabelled samples that pseudo-labels are going to be measured with.
+
+    Raises:
+        ValueError: No sample has a label file, or one does not fit.
+    """
+    known = tuple(sample for sample in samples if sample.label is not None and sample.label.exists())
+    if not known:
+        raise ValueError(
+            f"None of the {len(samples)} unlabelled images has a label file to measure pseudo-labels with."
+        )
+    _check_labels("unlabeled", known, num_labels, ignore_index)
+
+
 def _check_labels(name: str, samples: tuple[Sample, ...], num_labels: int | None, ignore_index: int) -> int:
     """Read every label map of a list: sizes match the images, values match the classes. Returns the highest label."""
     highest = -1
@@ -311,7 +325,7 @@ class PairedViews(Dataset):
 
     Args:
         labeled: Samples with labels.
-        unlabeled: Samples whose labels are never read.
+        unlabeled: Samples whose labels are never read, unless `with_hidden_labels`.
         crop_size: Side of the square views, in pixels.
         length: Items of the run: its steps times its global batch.
         num_labeled_only: So many items at the beginning come without an unlabelled sample.

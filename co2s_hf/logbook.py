@@ -4,6 +4,8 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -37,6 +39,13 @@ class Logbook:
         self.entries.append({name: value.detach() for name, value in losses.items()})
         self.images += images
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out of the throughput what is done inside: evaluation, saving."""
+        start = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - start
+
     def write(self, step: int, learning_rates: dict[str, float]):
         """Report the means since the last time, if there is anything. Every process must call this."""
         if not self.entries:  # every step was skipped
@@ -69,9 +78,10 @@ class Logbook:
             for name in names
         }
         means = self.accelerator.reduce(means, reduction="mean")
-        for student in STUDENTS:  # of no pixel at all there is no accuracy
-            if f"{student}/confident_fraction" in means and means[f"{student}/confident_fraction"] == 0:
-                means.pop(f"{student}/pseudo_label_accuracy", None)
+        for student in STUDENTS:
+            right, known = (means.pop(f"{student}/{term}_fraction", None) for term in ("right", "known"))
+            if known is not None and known > 0:  # of no pixel at all there is no accuracy
+                means[f"{student}/pseudo_label_accuracy"] = right / known
         return {
             name: value.item()
             if value.ndim == 0
@@ -108,7 +118,7 @@ class NonFiniteGuard:
     """Skips a step whose loss is not finite, once; the second time in a row it stops the run."""
 
     def __init__(self, accelerator: Accelerator):
-        self.accelerator, self.previous = accelerator, False
+        self.accelerator, self.last_skipped = accelerator, -2
 
     def must_skip(self, loss: torch.Tensor, names: list[str], step: int) -> bool:
         """Whether a step has to be left out, on every process alike.
@@ -125,14 +135,14 @@ class NonFiniteGuard:
         if broken:
             names = gather_object(names)
             problem = f"The loss of step {step + 1} is not finite. Its images: {', '.join(names)}."
-            if self.previous:
+            if self.last_skipped == step - 1:
                 raise FloatingPointError(
-                    f"{problem} The step before was skipped for the same reason. Lower --learning_rate, or train in "
-                    "float32; checkpoints/ holds the last good state."
+                    f"{problem} The step before was skipped for the same reason. checkpoints/ is as it was before. "
+                    "Start anew with a lower --learning_rate, or in float32."
                 )
             if self.accelerator.is_main_process:
                 tqdm.write(f"Warning: {problem} The step is skipped.", file=sys.stderr)
-        self.previous = broken
+            self.last_skipped = step
         return broken
 
 

@@ -4,7 +4,8 @@ Both students learn from labels, from their own confident pseudo-labels on stron
 (UniMatch, arXiv 2208.09910), and from each other where one is surer (the paper's global-local collaborative fusion).
 
 Every loss is a sum over pixels and the number it is divided by, kept apart until the end: so the processes of a
-distributed run divide by the pixels of all of them, and compute what one process would.
+distributed run divide by the pixels of all of them, and compute what one process would with the whole batch (given
+even batches, whose CutMix pairs are not torn; mining of hard pixels keeps to each process's own).
 """
 
 import math
@@ -235,9 +236,9 @@ class Co2SObjective(nn.Module):
             `loss` (the sum to minimise, with gradient) and, detached, for every student `<student>/loss_supervised`,
             `/loss_strong_1`, `/loss_strong_2`, `/loss_feature_dropout`, `/loss_stability`, `/loss`,
             `/confident_fraction` (of the pixels that show an image), `/coverage` (classes,) (the same by pseudo-label)
-            and, where `views.hidden_labels` are given, `/pseudo_label_accuracy` of the confident pixels; and
-            `without_labels`, 1 for a batch whose labels are all ignored, else 0. The mean over the processes of any
-            of them is its value for the global batch.
+            and, where `views.hidden_labels` are given, `/known_fraction` and `/right_fraction`: the same of confident
+            pixels whose class is known, and of those that have it; and `without_labels`, 1 for a batch whose labels
+            are all ignored, else 0. The mean over the processes of any of them is its value for the global batch.
         """
         if views.weak is None:
             logits = self.model.student_logits(views.labeled, students=self.students)
@@ -314,7 +315,7 @@ class Co2SObjective(nn.Module):
         if views.hidden_labels is not None:
             known = confident & (views.hidden_labels != self.model.config.semantic_loss_ignore_index)
             right = known & (own.labels == views.hidden_labels)
-            quality["pseudo_label_accuracy"] = Mean(right.sum(), known.sum())
+            quality |= {"right_fraction": Mean(right.sum(), pixels), "known_fraction": Mean(known.sum(), pixels)}
         return quality
 
     def _divided(self, means: dict[str, dict[str, Mean]]) -> dict[str, dict[str, torch.Tensor]]:

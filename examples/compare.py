@@ -56,12 +56,18 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs (default: 0 1 2)")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare"), help="(default: %(default)s)")
     args, further = parser.parse_known_args()
+    settings = args.output_dir / "train_semi.json"  # results of other settings are not those of these
+    if settings.exists() and json.loads(settings.read_text()) != further:
+        before = " ".join(json.loads(settings.read_text())) or "the defaults"
+        parser.error(f"{args.output_dir} holds runs with {before}. Choose another --output_dir.")
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(settings, further)
     results = {
         seed: {method: train(method, seed, args.output_dir / f"{method}-seed{seed}", further) for method in METHODS}
         for seed in args.seeds
     }
     print(table(results))
-    write_json(args.output_dir / "comparison.json", {"train_semi": further, "results": results})
+    write_json(args.output_dir / "comparison.json", results)
 
 
 if __name__ == "__main__":

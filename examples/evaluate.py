@@ -35,6 +35,7 @@ from co2s_hf.training import (
 class Arguments:
     checkpoint: str = setting("outputs/train_semi/model", "Folder or Hub name of a trained model.")
     data_dir: str = setting("outputs/scenes-seed0", "Folder with images/, labels/ and splits/.")
+    class_names: list[str] | None = setting(None, "As in training: class names in label order.")
     labeled_fraction: str | None = setting(None, "As in training, where the sets were drawn and not listed.")
     validation_fraction: str = setting("1/5", "As in training.")
     seed: int = setting(0, "As in training: seed of the drawn sets.")
@@ -45,6 +46,10 @@ class Arguments:
     num_shown: int = setting(5, "Images in predictions.png.")
     use_cpu: bool = setting(False, "Stay on the CPU even where there is a GPU.")
     mixed_precision: Literal["no", "bf16"] | None = setting(None, "Left out: what `accelerate launch` says.")
+
+    def __post_init__(self):
+        if self.num_shown < 1:
+            raise ValueError(f"--num_shown is {self.num_shown}; show at least one image.")
 
 
 def main():
@@ -61,6 +66,7 @@ def main():
     id2label = model.config.id2label
     data = SegmentationFolder.open(
         args.data_dir,
+        args.class_names,
         labeled_fraction=None if args.labeled_fraction is None else parse_fraction(args.labeled_fraction),
         validation_fraction=parse_fraction(args.validation_fraction),
         seed=args.seed,

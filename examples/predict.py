@@ -6,9 +6,11 @@
     python examples/predict.py --images more_photos/ --save_confidence
 
 Writes labels/NAME.png, overlay/NAME.png and confidence/NAME.png at each image's size. Images that are done already are
-left out, so an interrupted run goes on where it was. `accelerate launch` shares the images among processes.
+left out, so an interrupted run goes on where it was; predictions.json says what the folder was made with. `accelerate
+launch` shares the images among processes.
 """
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ from co2s_hf.arguments import parse_arguments, setting
 from co2s_hf.configuration_co2s import FUSIONS
 from co2s_hf.data import Sample, find_images
 from co2s_hf.figures import overlay, palette_or_default
-from co2s_hf.files import written_file
+from co2s_hf.files import check_new_folder, write_json, written_file
 from co2s_hf.inference import predict_logits
 from co2s_hf.training import use_all_cores
 
@@ -57,6 +59,9 @@ def main():
     use_all_cores(accelerator)
     output_dir = Path(args.output_dir)
     jobs = plan(args.images, output_dir)
+    if accelerator.is_main_process:
+        claim(output_dir, args, jobs)
+    accelerator.wait_for_everyone()
     model = Co2SForSemanticSegmentation.from_pretrained(args.checkpoint).to(accelerator.device)
     if args.fusion is not None:
         model.config.fusion = args.fusion
@@ -110,6 +115,30 @@ def plan(inputs: list[str], output_dir: Path) -> dict[str, Path]:
             if jobs.setdefault(name, path) != path:
                 raise ValueError(f"'{path}' and '{jobs[name]}' would both become {name}. Predict them separately.")
     return jobs
+
+
+def claim(output_dir: Path, args: Arguments, jobs: dict[str, Path]):
+    """Write down what the output folder is made of, or refuse one that is made of something else."""
+    path = output_dir / "predictions.json"
+    settings = {name: getattr(args, name) for name in ("checkpoint", "fusion", "crop_size", "flip", "opacity")}
+    sources = {name: str(source.resolve()) for name, source in jobs.items()}
+    if path.exists():
+        before = json.loads(path.read_text())
+        differing = [f"--{name} was {before[name]}" for name in settings if before[name] != settings[name]]
+        differing += [
+            f"{name} was {before['sources'][name]}"
+            for name, source in sources.items()
+            if before["sources"].get(name, source) != source
+        ]
+        if differing:
+            raise ValueError(
+                f"{output_dir} holds other predictions: {'; '.join(differing[:5])}. Choose another --output_dir."
+            )
+        sources = before["sources"] | sources
+    else:
+        check_new_folder(output_dir, "Choose another --output_dir: nothing there shall be overwritten.")
+        output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(path, settings | {"sources": sources})
 
 
 def draw(image: Image.Image, logits: torch.Tensor, palette: np.ndarray, opacity: float) -> dict[str, Image.Image]:

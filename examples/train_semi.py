@@ -44,7 +44,7 @@ from tqdm.auto import tqdm
 import co2s_hf
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.arguments import parse_arguments, parse_fraction, setting
-from co2s_hf.data import PairedViews, SegmentationFolder, class_pixel_counts
+from co2s_hf.data import PairedViews, SegmentationFolder, check_hidden_labels, class_pixel_counts
 from co2s_hf.figures import draw_curves, draw_predictions, palette_or_default
 from co2s_hf.files import check_new_folder, write_json
 from co2s_hf.logbook import Logbook, NonFiniteGuard, read_log
@@ -74,8 +74,8 @@ from co2s_hf.views import make_views
 
 
 NUM_SHOWN = 5  # validation images in the figure
-WRITTEN = ("checkpoints", "model", "best_model", "log.jsonl", "arguments.json", "metrics.json")  # and the figures
-FIGURES = ("predictions.png", "curves.png")
+WRITTEN = ("checkpoints", "model", "best_model", "log.jsonl", "metrics.json", "predictions.png", "curves.png")
+WRITTEN += ("co2s_hf", "arguments.json")  # the folder is TensorBoard's
 
 
 @dataclass
@@ -251,13 +251,15 @@ def main():
     )
     if accelerator.mixed_precision == "fp16":
         raise ValueError("fp16 overflows inside DINOv3. Launch with --mixed_precision bf16 or no.")
+    args.mixed_precision = accelerator.mixed_precision  # for arguments.json: the launcher may have chosen it
     use_all_cores(accelerator)
     if accelerator.device.type == "cpu":
         release_freed_memory()
 
     # 1. The data, checked before anything expensive starts.
     checkpoint = find_checkpoint(output_dir / "checkpoints", args.resume_from_checkpoint)
-    if checkpoint is None and not args.overwrite_output_dir and accelerator.is_main_process:
+    is_earlier_run = (output_dir / "arguments.json").exists()
+    if checkpoint is None and not (args.overwrite_output_dir and is_earlier_run) and accelerator.is_main_process:
         check_new_folder(
             output_dir,
             "Choose another --output_dir, go on with --resume_from_checkpoint last, or start anew with "
@@ -268,8 +270,10 @@ def main():
     images_per_update = batch_size * steps_per_update * accelerator.num_processes
     args.resolve_steps(steps_per_epoch(len(data.labeled), len(data.unlabeled), images_per_update))
     if checkpoint is not None:
-        check_same_run(args, accelerator, output_dir)
+        check_same_run(args, accelerator, checkpoint)
     class_weights = read_class_weights(args, data)
+    if args.measure_pseudo_labels:
+        check_hidden_labels(data.unlabeled, len(data.id2label))
 
     # 2. The model.
     set_seed(args.seed)
@@ -357,18 +361,19 @@ def main():
             optimizer.zero_grad()
         if not accelerator.sync_gradients:
             continue
-        done, skip = step + 1, False
+        done, skipped, skip = step + 1, skip, False
         bar.update()
         is_last = done == args.max_train_steps
         at_checkpoint = done % args.checkpointing_steps == 0 and not is_last
         if done % args.logging_steps == 0 or at_checkpoint or is_last:
             logbook.write(done, {group["name"]: group["lr"] for group in optimizer.param_groups})
         scheduler.step()
-        if at_checkpoint:
-            save_checkpoint(accelerator, output_dir / "checkpoints", done, args.save_total_limit)
-            accelerator.print(f"Saved a checkpoint after step {done}.", flush=True)
-        if args.eval_steps and done % args.eval_steps == 0 and not is_last:
-            measure(done)
+        with logbook.paused():
+            if at_checkpoint and not skipped:  # what comes of a step that had to be skipped shows at the next one
+                save_checkpoint(accelerator, output_dir / "checkpoints", done, args.save_total_limit)
+                accelerator.print(f"Saved a checkpoint after step {done}.", flush=True)
+            if args.eval_steps and done % args.eval_steps == 0 and not is_last:
+                measure(done)
     bar.close()
 
     # 5. What came of it.
@@ -452,11 +457,11 @@ def build_model(args: Arguments, data: SegmentationFolder) -> Co2SForSemanticSeg
 def start_output(args: Arguments, accelerator: Accelerator, output_dir: Path):
     """Make the output folder, empty of an earlier run, and write down what it takes to repeat this one."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    for name in (*WRITTEN, *FIGURES):
-        path = output_dir / name
-        if path.is_dir():
+    for path in (output_dir / name for name in WRITTEN):
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        path.unlink(missing_ok=True)
+        else:
+            path.unlink(missing_ok=True)
     write_json(output_dir / "arguments.json", facts_of_run(args, accelerator))
 
 
@@ -466,8 +471,9 @@ def is_best(results: dict, folder: Path) -> bool:
     return not path.exists() or results["fused"]["mean_iou"] > json.loads(path.read_text())["fused"]["mean_iou"]
 
 
-def check_same_run(args: Arguments, accelerator: Accelerator, output_dir: Path):
+def check_same_run(args: Arguments, accelerator: Accelerator, checkpoint: Path):
     """Refuse to resume with what would make another run of it."""
+    output_dir = checkpoint.parent.parent
     saved = json.loads((output_dir / "arguments.json").read_text())
     may_differ = {"resume_from_checkpoint", "dataloader_num_workers", "output_dir", "eval_steps", "eval_epochs"}
     may_differ |= {"report_to", "save_total_limit", "overwrite_output_dir", "measure_pseudo_labels"}
@@ -482,7 +488,6 @@ def check_same_run(args: Arguments, accelerator: Accelerator, output_dir: Path):
 
 def facts_of_run(args: Arguments, accelerator: Accelerator) -> dict:
     """What it takes to repeat a run."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     return {
         "command": sys.argv,
         "arguments": asdict(args),
@@ -490,8 +495,19 @@ def facts_of_run(args: Arguments, accelerator: Accelerator) -> dict:
         "device": str(accelerator.device),
         "mixed_precision": accelerator.mixed_precision,
         "versions": {m.__name__: m.__version__ for m in (co2s_hf, torch, transformers, accelerate, kornia)},
-        "git_revision": git.stdout.strip() or None,
+        "git_revision": git_revision(),
     }
+
+
+def git_revision() -> str | None:
+    """The commit of this file, where it lies in a repository and git is there to ask."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        return (
+            subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
+        )
+    except OSError:
+        return None
 
 
 if __name__ == "__main__":

@@ -52,6 +52,18 @@ def test_wrong_settings_in_a_file_are_named(text, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_words_that_yaml_takes_for_truth_values_stay_words(tmp_path):
+    @dataclass
+    class Switches:
+        stability: Literal["paper", "off"] = setting("paper", "Loss.")
+        mixed_precision: Literal["no", "bf16"] | None = setting(None, "Precision.")
+        report_to: list[str] | None = setting(None, "Trackers.")
+
+    path = tmp_path / "run.yaml"
+    path.write_text("stability: off\nmixed_precision: no\nreport_to: []\n")
+    assert parse_arguments(Switches, "", ["--config", str(path)]) == Switches("off", "no", None)
+
+
 def test_help_names_defaults_and_the_file(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(Arguments, "An example:\n    indented", ["--help"])

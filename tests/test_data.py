@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from co2s_hf.data import PairedViews, Sample, SegmentationFolder, class_pixel_counts
+from co2s_hf.data import PairedViews, Sample, SegmentationFolder, check_hidden_labels, class_pixel_counts
 from co2s_hf.synthetic import CLASSES, draw_scene, write_scenes
 from co2s_hf.views import make_views
 
@@ -116,8 +116,12 @@ def test_partner_is_another_image(tmp_path):
 
 
 def test_partner_may_be_another_crop_of_the_same_image(coordinates):
-    pairs = PairedViews((coordinates,), (coordinates,), 32, length=3, partner="same")
-    assert all(not torch.equal(item["weak"], item["partner_weak"]) for item in pairs)
+    other = Sample(coordinates.image.with_name("other.png"), None)
+    Image.new("RGB", (90, 60), (250, 250, 250)).save(other.image)
+    pairs = PairedViews((coordinates,), (coordinates, other), 32, length=8, partner="same")
+    bright = [(item["weak"].max() == 250, item["partner_weak"].max() == 250) for item in pairs]
+    assert all(own == partner for own, partner in bright) and len({bool(own) for own, _ in bright}) == 2
+    assert any(not torch.equal(item["weak"], item["partner_weak"]) for item in pairs)
 
 
 def test_hidden_labels_follow_the_weak_view_and_are_read_on_request_alone(coordinates, tmp_path):
@@ -135,6 +139,15 @@ def test_hidden_labels_follow_the_weak_view_and_are_read_on_request_alone(coordi
     unreadable.write_bytes(b"no image")
     item = PairedViews((coordinates,), (Sample(coordinates.image, unreadable),), 64, length=1)[0]
     assert "hidden_labels" not in item
+
+
+def test_hidden_labels_are_checked_before_they_are_used(coordinates, tmp_path):
+    check_hidden_labels((coordinates, Sample(coordinates.image, None)), num_labels=7)
+    with pytest.raises(ValueError, match="None of the 1 unlabelled images has a label file"):
+        check_hidden_labels((Sample(coordinates.image, tmp_path / "missing.png"),), num_labels=7)
+    Image.new("L", (9, 9)).save(tmp_path / "small.png")
+    with pytest.raises(ValueError, match=r"small.png is 9x9 px, but .*image.png is 90x60 px"):
+        check_hidden_labels((Sample(coordinates.image, tmp_path / "small.png"),), num_labels=7)
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ def report(loss, *coverage, without_labels=0.0):
     losses = {"loss": torch.tensor(loss), "without_labels": torch.tensor(without_labels)}
     if coverage:
         losses |= {"clip/coverage": torch.tensor(coverage), "clip/confident_fraction": torch.tensor(sum(coverage))}
-        losses["clip/pseudo_label_accuracy"] = torch.tensor(0.5)
+        losses["clip/known_fraction"] = torch.tensor(sum(coverage) / 2)
+        losses["clip/right_fraction"] = torch.tensor(sum(coverage) / 8)
     return losses
 
 
@@ -27,7 +28,7 @@ def test_lines_hold_means_by_class_and_counts(logbook):
     (line,) = read_log(logbook.path)
     assert line["loss"] == 1.5 and line["batches_without_labels"] == 1
     assert line["clip/coverage"] == {"land": 0.25, "road": 0.5}  # of the steps that had it
-    assert line["clip/pseudo_label_accuracy"] == 0.5
+    assert line["clip/pseudo_label_accuracy"] == 0.25 and "clip/right_fraction" not in line
     assert line["learning_rates"] == {"decoder": 1e-3}
     assert line["images_per_second"] > 0 and 0.05 < line["peak_memory_gb"] < 500
 
@@ -62,8 +63,21 @@ def test_trackers_get_flat_numbers():
 def test_the_first_broken_loss_is_skipped_and_the_second_in_a_row_stops(capsys):
     guard = NonFiniteGuard(Accelerator(cpu=True))
     good, nan, infinite = (torch.tensor(value) for value in (1.0, float("nan"), float("inf")))
-    assert [guard.must_skip(loss, ["a.png"], 4) for loss in (good, nan, good, infinite)] == [False, True, False, True]
+    steps = [(0, good), (1, nan), (1, nan), (2, good), (3, infinite)]  # two batches make step 1
+    assert [guard.must_skip(loss, ["a.png"], step) for step, loss in steps] == [False, True, True, False, True]
     shown = capsys.readouterr().err
-    assert shown.count("The loss of step 5 is not finite. Its images: a.png. The step is skipped.") == 2
-    with pytest.raises(FloatingPointError, match=r"step 6 is not finite. Its images: b.png, c.png. The step before"):
-        guard.must_skip(nan, ["b.png", "c.png"], 5)
+    assert shown.count("The loss of step 2 is not finite. Its images: a.png. The step is skipped.") == 2
+    assert shown.count("The loss of step 4 is not finite.") == 1
+    with pytest.raises(FloatingPointError, match=r"step 5 is not finite. Its images: b.png, c.png. The step before"):
+        guard.must_skip(nan, ["b.png", "c.png"], 4)
+
+
+def test_pauses_do_not_count_as_training_time(logbook, monkeypatch):
+    now = iter([0.0, 1.0, 91.0, 92.0, 92.0])  # start; the pause from 1 to 91; the line at 92
+    monkeypatch.setattr("co2s_hf.logbook.time.perf_counter", lambda: next(now))
+    logbook.started = next(now)
+    with logbook.paused():
+        pass
+    logbook.add(report(1.0), images=10)
+    logbook.write(1, {})
+    assert read_log(logbook.path)[0]["images_per_second"] == 5.0

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from conftest import make_model
 from PIL import Image
+from safetensors.torch import load_file
 
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.confusion import ConfusionMatrix
@@ -170,7 +171,18 @@ def test_training_script_trains_saves_and_reports(scenes_folder, tmp_path):
     assert again.returncode != 0 and "already exists and is not an empty folder" in again.stderr
 
 
-RESUMABLE_RUN = (*SMALL_RUN[:2], *SMALL_RUN[4:], "--max_train_steps", 8, "--checkpointing_steps", 3, "--seed", 5)
+RESUMABLE_RUN = (
+    *SMALL_RUN[:2],
+    *SMALL_RUN[4:],
+    "--max_train_steps",
+    8,
+    "--gradient_accumulation_steps",
+    2,
+    "--checkpointing_steps",
+    3,
+    "--seed",
+    5,
+)
 
 
 def read_log(output):
@@ -303,6 +315,7 @@ def test_one_student_trains_alone_and_without_unlabelled_images(scenes_folder, t
     assert not any("clip/" in name or "strong" in name for line in read_log(output) for name in line)
 
     # Starting anew removes what the run wrote, and nothing else.
+    assert "best_model" not in {path.name for path in output.iterdir()}
     (output / "notes.txt").write_text("mine")
     again = run_example("train_semi.py", *arguments, "--output_dir", output, "--seed", 1, "--overwrite_output_dir")
     assert again.returncode == 0, again.stderr
@@ -317,8 +330,18 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(scenes_folder, tmp_p
     assert "The loss of step 2 is not finite. Its images: " in run.stderr and "The step is skipped" in run.stderr
     assert "The loss of step 3 is not finite" in run.stderr and "Lower --learning_rate" in run.stderr
     assert "labeled_0" in run.stderr
-    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"step-0000001", "step-0000002"}
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000001"]  # not of step 2
+    weights = load_file(tmp_path / "run" / "checkpoints" / "step-0000001" / "model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_only_a_runs_folder_is_overwritten(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "precious").write_text("mine")
+    run = run_example("train_semi.py", "--output_dir", tmp_path, "--overwrite_output_dir")
+    assert run.returncode != 0 and "is not an empty folder" in run.stderr
+    assert (tmp_path / "model" / "precious").read_text() == "mine"
 
 
 def test_evaluate_and_predict_take_what_training_saved(scenes_folder, tmp_path):
@@ -353,6 +376,10 @@ def test_evaluate_and_predict_take_what_training_saved(scenes_folder, tmp_path):
     assert np.abs(found / 255 - confidence.numpy()).max() <= 0.5 / 255 + 1e-4
     assert Image.open(tmp_path / "out" / "overlay" / f"{samples[1].image.stem}.png").size == (48, 48)
 
+    run = run_example(*arguments, "--images", samples[1].image, "--flip")
+    assert run.returncode != 0 and "holds other predictions: --flip was False" in run.stderr
+    elsewhere = run_example(*arguments[:-1], tmp_path / "model", "--images", samples[1].image)
+    assert elsewhere.returncode != 0 and "nothing there shall be overwritten" in elsewhere.stderr
     inside = run_example(*arguments[:-1], tmp_path / "photos" / "out", "--images", tmp_path / "photos")
     assert inside.returncode != 0 and "lies inside" in inside.stderr
 
