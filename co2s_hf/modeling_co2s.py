@@ -269,8 +269,10 @@ class Co2SSharedConv2d(nn.Conv2d):
     def forward(self, class_maps: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Convolve maps (batch * classes, channels, h, w) with features (batch, channels, h, w)."""
         own_weight, shared_weight = self.weight.split([class_maps.shape[1], features.shape[1]], dim=1)
-        own = F.conv2d(class_maps, own_weight, self.bias, padding=self.padding).unflatten(0, (features.shape[0], -1))
-        return (own + F.conv2d(features, shared_weight, padding=self.padding).unsqueeze(1)).flatten(0, 1)
+        joined = F.conv2d(class_maps, own_weight, self.bias, padding=self.padding)
+        own = joined.unflatten(0, (features.shape[0], -1))
+        own += F.conv2d(features, shared_weight, padding=self.padding).unsqueeze(1)
+        return joined
 
 
 class Co2SConvNorm(nn.Sequential):
@@ -289,7 +291,7 @@ class Co2SConvNorm(nn.Sequential):
         super().__init__(
             convolution(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False),
             nn.GroupNorm(out_channels // config.decoder_group_norm_channels, out_channels),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:

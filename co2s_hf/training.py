@@ -1,10 +1,8 @@
 """Building blocks of a training run: optimiser groups, schedule, evaluation, saving. The loop is in train_semi.py."""
 
-import ctypes
 import math
 import os
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,9 +21,6 @@ from .files import write_json, written_beside
 from .image_processing_co2s import Co2SImageProcessor
 from .inference import predict_logits
 from .modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
-
-
-M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 
 
 def predictors(config: Co2SConfig) -> tuple[str, ...]:
@@ -77,16 +72,6 @@ def tiny_model(**config_kwargs) -> Co2SForSemanticSegmentation:
             getattr(model, name).decoder.similarity_projection.weight.mul_(8)
     # Convolutions of many small maps, which is what a tiny decoder is, run a quarter faster in this layout on a CPU.
     return model.to(memory_format=torch.channels_last)
-
-
-def release_freed_memory():
-    """Have glibc give large freed blocks back to the system, in a CPU run.
-
-    By default it keeps blocks of up to 32 MB for reuse, and activations of many sizes that come and go leave gaps of
-    gigabytes.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, 4 * 2**20)
 
 
 def repeat_released_quirks(model: Co2SForSemanticSegmentation) -> Co2SForSemanticSegmentation:
@@ -334,7 +319,6 @@ __all__ = [
     "make_optimizer",
     "polynomial_decay",
     "predictors",
-    "release_freed_memory",
     "repeat_released_quirks",
     "results_dict",
     "results_table",

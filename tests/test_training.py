@@ -32,6 +32,7 @@ from co2s_hf.training import (
     results_dict,
     results_table,
     steps_per_epoch,
+    tiny_model,
 )
 
 
@@ -67,6 +68,14 @@ def test_released_quirks_keep_the_weights():
     pixel_values = torch.randn(1, 3, 16, 16)
     difference = released(pixel_values).clip_logits - model(pixel_values).clip_logits
     assert difference.abs().max() > 1e-4
+
+
+def test_a_tiny_model_starts_with_strong_similarities():
+    model = tiny_model(id2label={0: "land", 1: "water"})
+    for student in (model.clip, model.dinov3):
+        # PyTorch draws the 7x7 convolution's weights from -1/7 to 1/7.
+        assert 7 / 7 < student.decoder.similarity_projection.weight.abs().max() <= 8 / 7
+    assert model.clip.decoder.upsampling_layers[0].refine[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_predictors_follow_the_fusion():
@@ -342,6 +351,24 @@ def test_only_a_runs_folder_is_overwritten(tmp_path):
     run = run_example("train_semi.py", "--output_dir", tmp_path, "--overwrite_output_dir")
     assert run.returncode != 0 and "is not an empty folder" in run.stderr
     assert (tmp_path / "model" / "precious").read_text() == "mine"
+
+
+def test_methods_are_compared_on_the_same_labels(scenes_folder, tmp_path):
+    arguments = ("compare.py", "--seeds", 3, "--output_dir", tmp_path / "runs", "--data_dir", scenes_folder)
+    run = run_example(*arguments, *SMALL_RUN)
+    assert run.returncode == 0, run.stderr
+    results = json.loads((tmp_path / "runs" / "comparison.json").read_text())["3"]
+    supervised, co2s = (100 * results[method]["fused"]["mean_iou"] for method in ("supervised", "co2s"))
+    row = next(line for line in run.stdout.splitlines() if line.startswith("| 3 |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert (cells[3], cells[6], cells[7]) == (f"{supervised:.1f}", f"{co2s:.1f}", f"{co2s - supervised:+.1f}")
+    log = read_log(tmp_path / "runs" / "supervised-seed3")
+    assert not any("strong" in name for line in log for name in line)
+
+    again = run_example(*arguments, *SMALL_RUN)  # nothing is trained twice
+    assert again.returncode == 0 and "train_semi.py" not in again.stdout and row in again.stdout
+    other = run_example(*arguments, *SMALL_RUN[:-1], 1)
+    assert other.returncode != 0 and "holds runs with --data_dir" in other.stderr
 
 
 def test_evaluate_and_predict_take_what_training_saved(scenes_folder, tmp_path):
