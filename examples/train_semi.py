@@ -126,7 +126,7 @@ class Arguments:
         None, "Weights of labelled pixels by class: one number per class, or 'balanced' (inverse to their frequency)."
     )
     supervised_warmup_steps: int | None = setting(
-        None, "Steps on labels alone before unlabelled images join. Pretrained: 0; from scratch: a third of the steps."
+        None, "Steps on labels alone before unlabelled images join. Pretrained: 0; from scratch: three fifths of the steps."
     )
 
     crop_size: int | None = setting(
@@ -136,7 +136,7 @@ class Arguments:
         None, "Labelled images per step and device, and as many unlabelled ones. Pretrained: 2; from scratch: 16."
     )
     gradient_accumulation_steps: int = setting(1, "Batches whose gradients make one step.")
-    max_train_steps: int | None = setting(None, "Length of the training in steps. Left out: 400.")
+    max_train_steps: int | None = setting(None, "Length of the training in steps. Left out: 550.")
     num_train_epochs: int | None = setting(None, "Length of the training in walks through the longer list, instead.")
     learning_rate: float | None = setting(None, "Base learning rate. Pretrained: 1e-4; from scratch: 1e-3.")
     weight_decay: float = setting(0.01, "AdamW's weight decay.")
@@ -223,14 +223,14 @@ class Arguments:
     def resolve_steps(self, epoch_steps: int):
         """Fill in what depends on the length of the data's epoch."""
         if self.max_train_steps is None:
-            self.max_train_steps = self.num_train_epochs * epoch_steps if self.num_train_epochs else 400
+            self.max_train_steps = self.num_train_epochs * epoch_steps if self.num_train_epochs else 550
         if self.eval_epochs is not None:
             self.eval_steps = self.eval_epochs * epoch_steps
         if self.method == "supervised":
             self.supervised_warmup_steps = self.max_train_steps
         elif self.supervised_warmup_steps is None:
             # Pseudo-labels of a network that has learnt nothing yet cost more than they give.
-            self.supervised_warmup_steps = self.max_train_steps // 3 if self.clip_model is None else 0
+            self.supervised_warmup_steps = 3 * self.max_train_steps // 5 if self.clip_model is None else 0
         if self.method == "co2s" and self.supervised_warmup_steps >= self.max_train_steps:
             raise ValueError(
                 f"--supervised_warmup_steps is {self.supervised_warmup_steps} of {self.max_train_steps} steps: no "
