@@ -337,7 +337,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(scenes_folder, tmp_p
     run = run_example("train_semi.py", *arguments, "--output_dir", tmp_path / "run")
     assert run.returncode != 0
     assert "The loss of step 2 is not finite. Its images: " in run.stderr and "The step is skipped" in run.stderr
-    assert "The loss of step 3 is not finite" in run.stderr and "Lower --learning_rate" in run.stderr
+    assert "The loss of step 3 is not finite" in run.stderr and "a lower --learning_rate" in run.stderr
     assert "labeled_0" in run.stderr
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000001"]  # not of step 2
     weights = load_file(tmp_path / "run" / "checkpoints" / "step-0000001" / "model.safetensors")
