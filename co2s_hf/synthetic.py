@@ -19,8 +19,8 @@ CLASSES = BENCHMARKS["whdld"].classes
 BUILDING, ROAD, PAVEMENT, VEGETATION, BARE_SOIL, WATER = range(len(CLASSES))
 
 # What differs from one scene's day and camera to the next one's; few labelled scenes show little of it.
-EXPOSURE, WHITE_BALANCE, SATURATION = (0.6, 1.3), (0.85, 1.15), (0.5, 1.4)
-HAZE, HAZE_COLOR = (0, 0.4), np.array((190, 200, 210), dtype=np.float32)
+EXPOSURE, WHITE_BALANCE, SATURATION = (0.75, 1.2), (0.93, 1.07), (0.7, 1.3)
+HAZE, HAZE_COLOR = (0, 0.25), np.array((190, 200, 210), dtype=np.float32)
 
 
 class _Scene:

@@ -126,7 +126,8 @@ class Arguments:
         None, "Weights of labelled pixels by class: one number per class, or 'balanced' (inverse to their frequency)."
     )
     supervised_warmup_steps: int | None = setting(
-        None, "Steps on labels alone before unlabelled images join. Pretrained: 0; from scratch: three fifths of the steps."
+        None,
+        "Steps on labels alone before unlabelled images join. Pretrained: 0; from scratch: three fifths of the steps.",
     )
 
     crop_size: int | None = setting(
