@@ -1,7 +1,7 @@
 """Overhead scenes drawn procedurally, with their masks: a data set for trying everything without a download.
 
-The classes are WHDLD's. Grey roofs, roads and pavement share their colours, crops and woods theirs with nothing but
-texture between them, so a handful of labelled scenes does not show it all.
+The classes are WHDLD's. Every scene has its own light, haze and colours; some roofs are as grey as roads and pavement,
+some as blue as water. So a handful of labelled scenes does not show it all.
 """
 
 import json

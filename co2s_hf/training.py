@@ -28,6 +28,16 @@ def predictors(config: Co2SConfig) -> tuple[str, ...]:
     return (*((config.fusion,) if config.fusion in STUDENTS else STUDENTS), "fused")
 
 
+def check_precision(accelerator: Accelerator):
+    """Refuse fp16, which the launcher may have chosen.
+
+    Raises:
+        ValueError: The mixed precision is fp16.
+    """
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError("fp16 overflows inside DINOv3. Launch with --mixed_precision bf16 or no.")
+
+
 def use_all_cores(accelerator: Accelerator):
     """Share the machine's cores among the processes of a CPU run started by `accelerate launch`.
 
@@ -311,6 +321,7 @@ def largest_class_mean_iou(matrix: ConfusionMatrix) -> float:
 
 __all__ = [
     "balanced_class_weights",
+    "check_precision",
     "checkpoint_step",
     "evaluate",
     "examples_to_show",

@@ -15,13 +15,14 @@ from typing import Literal
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.arguments import parse_arguments, parse_fraction, setting
 from co2s_hf.configuration_co2s import FUSIONS
 from co2s_hf.data import SegmentationFolder
 from co2s_hf.figures import draw_confusion, draw_predictions, palette_or_default
 from co2s_hf.files import check_new_folder, write_json
+from co2s_hf.inference import load_for_prediction
 from co2s_hf.training import (
+    check_precision,
     evaluate,
     examples_to_show,
     largest_class_mean_iou,
@@ -55,14 +56,13 @@ class Arguments:
 def main():
     args = parse_arguments(Arguments, __doc__)
     accelerator = Accelerator(cpu=args.use_cpu, mixed_precision=args.mixed_precision)
+    check_precision(accelerator)
     use_all_cores(accelerator)
     output_dir = Path(args.output_dir)
     if accelerator.is_main_process:
         check_new_folder(output_dir)
-    model = Co2SForSemanticSegmentation.from_pretrained(args.checkpoint).to(accelerator.device)
-    if args.fusion is not None:
-        model.config.fusion = args.fusion
-    image_processor = Co2SImageProcessor.from_pretrained(args.checkpoint)
+    model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size)
+    model.to(accelerator.device)
     id2label = model.config.id2label
     data = SegmentationFolder.open(
         args.data_dir,
@@ -76,10 +76,6 @@ def main():
             f"{args.checkpoint} predicts {', '.join(id2label.values())}, but {args.data_dir} is labelled with "
             f"{', '.join(data.id2label.values())}. Evaluate a model of these classes."
         )
-    crop_size = args.crop_size or model.config.crop_size
-    if crop_size is None:
-        raise ValueError("The model does not say on which crops it was trained. Pass --crop_size.")
-
     bar = tqdm(data.validation, desc="evaluating", disable=not accelerator.is_main_process)
     matrices = evaluate(model, image_processor, bar, crop_size, accelerator, args.flip)
     if accelerator.is_main_process:

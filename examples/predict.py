@@ -23,14 +23,13 @@ from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
-from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.arguments import parse_arguments, setting
 from co2s_hf.configuration_co2s import FUSIONS
 from co2s_hf.data import Sample, find_images
 from co2s_hf.figures import overlay, palette_or_default
 from co2s_hf.files import check_new_folder, write_json, written_file
-from co2s_hf.inference import predict_logits
-from co2s_hf.training import use_all_cores
+from co2s_hf.inference import load_for_prediction, predict_logits
+from co2s_hf.training import check_precision, use_all_cores
 
 
 @dataclass
@@ -56,19 +55,15 @@ class Arguments:
 def main():
     args = parse_arguments(Arguments, __doc__)
     accelerator = Accelerator(cpu=args.use_cpu, mixed_precision=args.mixed_precision)
+    check_precision(accelerator)
     use_all_cores(accelerator)
     output_dir = Path(args.output_dir)
     jobs = plan(args.images, output_dir)
     if accelerator.is_main_process:
         claim(output_dir, args, jobs)
     accelerator.wait_for_everyone()
-    model = Co2SForSemanticSegmentation.from_pretrained(args.checkpoint).to(accelerator.device)
-    if args.fusion is not None:
-        model.config.fusion = args.fusion
-    image_processor = Co2SImageProcessor.from_pretrained(args.checkpoint)
-    crop_size = args.crop_size or model.config.crop_size
-    if crop_size is None:
-        raise ValueError("The model does not say on which crops it was trained. Pass --crop_size.")
+    model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size)
+    model.to(accelerator.device)
     palette = palette_or_default(model.config.palette, model.config.num_labels)
 
     kinds = ("overlay", "confidence", "labels") if args.save_confidence else ("overlay", "labels")  # labels come last

@@ -53,6 +53,7 @@ from co2s_hf.objective import Co2SObjective, stability_weight
 from co2s_hf.synthetic import write_scenes
 from co2s_hf.training import (
     balanced_class_weights,
+    check_precision,
     checkpoint_step,
     evaluate,
     examples_to_show,
@@ -252,8 +253,7 @@ def main():
         # The last CLIP layer's query and key projections train in name only (see `freeze_backbones`).
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    if accelerator.mixed_precision == "fp16":
-        raise ValueError("fp16 overflows inside DINOv3. Launch with --mixed_precision bf16 or no.")
+    check_precision(accelerator)
     args.mixed_precision = accelerator.mixed_precision  # for arguments.json: the launcher may have chosen it
     use_all_cores(accelerator)
 
