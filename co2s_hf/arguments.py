@@ -39,7 +39,11 @@ def parse_arguments(arguments_class: type[T], description: str, command_line: Se
         command_line: Words after the program's name; `sys.argv` when left out.
     """
     parser = HfArgumentParser(
-        arguments_class, description=description, formatter_class=HelpFormatter, allow_abbrev=False
+        arguments_class,
+        usage="%(prog)s [--setting value ...]",
+        description=description,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, help="YAML or JSON file with any of these settings.")
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -1,6 +1,11 @@
-"""The six benchmarks' classes as the paper uses them: names, palette and concepts."""
+"""The six benchmarks as the paper uses them: classes, palette, concepts, protocol, where the data lies."""
 
 from dataclasses import dataclass
+from functools import partial
+
+
+DATASETS_REPOSITORY = "XavierJiezou/co2s-datasets"  # on the Hub: <folder>/images, <folder>/labels
+SPLITS_URL = "https://raw.githubusercontent.com/XavierJiezou/Co2S/main/splits"
 
 
 @dataclass(frozen=True)
@@ -19,9 +24,37 @@ class ClassFacts:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark's classes, in label order."""
+    """One benchmark: its classes, in label order, and the paper's protocol for it.
+
+    Args:
+        classes: The classes.
+        folder: In the data repository on the Hub.
+        partitions: Denominators of the labelled share that there are lists for, the smallest share first.
+        num_training: Images with or without labels.
+        num_validation: Images to measure on.
+        reduce_labels: On disk 0 means "no class" and the classes start at 1; else 255 does and they start at 0.
+        crop_size: Side of training crops and of evaluation windows, in pixels.
+        images_per_device: Labelled images per step on each of the paper's four GPUs.
+        num_epochs: Walks through the unlabelled list.
+        base_size: (long, short) side that training images are scaled to fit into before the random scale.
+        eval_short_side: Short side that validation images are scaled to.
+    """
 
     classes: tuple[ClassFacts, ...]
+    folder: str
+    partitions: tuple[int, ...]
+    num_training: int
+    num_validation: int
+    reduce_labels: bool
+    crop_size: int
+    images_per_device: int
+    num_epochs: int = 80
+    base_size: tuple[int, int] | None = (2048, 512)
+    eval_short_side: int = 512
+
+    def num_labeled(self, partition: int) -> int:
+        """How many training images keep their labels at 1/partition."""
+        return self.num_training // partition
 
     @property
     def config_kwargs(self) -> dict:
@@ -152,11 +185,41 @@ _MARS_CLASSES = (
 )
 
 
+# MER and MSL, and with 0 to 14 GID-15, count their classes from 0.
+_from_0 = partial(Benchmark, reduce_labels=False, crop_size=512, images_per_device=1, partitions=(8, 4))
+_from_1 = partial(Benchmark, reduce_labels=True)
+
 BENCHMARKS = {
-    "whdld": Benchmark(_WHDLD_CLASSES),
-    "loveda": Benchmark(_LOVEDA_CLASSES),
-    "potsdam": Benchmark(_POTSDAM_CLASSES),
-    "gid": Benchmark(_GID15_CLASSES),
-    "mer": Benchmark(_MARS_CLASSES),
-    "msl": Benchmark(_MARS_CLASSES),
+    "whdld": _from_1(
+        _WHDLD_CLASSES,
+        folder="WHDLD",
+        partitions=(32, 24, 16, 8, 4),
+        num_training=4446,
+        num_validation=494,
+        crop_size=256,
+        images_per_device=2,
+    ),
+    "loveda": _from_1(
+        _LOVEDA_CLASSES,
+        folder="LOVEDA",
+        partitions=(40, 24, 16, 8, 4),
+        num_training=3771,
+        num_validation=420,
+        crop_size=512,
+        images_per_device=1,
+        base_size=None,
+        eval_short_side=1024,
+    ),
+    "potsdam": _from_1(
+        _POTSDAM_CLASSES,
+        folder="POTSDAM",
+        partitions=(32, 24, 16, 8, 4),
+        num_training=4924,
+        num_validation=548,
+        crop_size=512,
+        images_per_device=1,
+    ),
+    "gid": _from_0(_GID15_CLASSES, folder="GID", num_training=2736, num_validation=684),
+    "mer": _from_0(_MARS_CLASSES, folder="MER", num_training=851, num_validation=213, num_epochs=150),
+    "msl": _from_0(_MARS_CLASSES, folder="MSL", num_training=3141, num_validation=786),
 }

@@ -99,6 +99,10 @@ class Co2SConfig(PreTrainedConfig):
         crop_size (`int`, *optional*):
             Side in pixels of the crops that the model was trained on, and so of the windows in which larger images
             are best predicted.
+        image_bands (`list[int]`, *optional*):
+            Bands (from 1) of the training files that were red, green and blue, where they were not plain RGB.
+        image_scale (`list[list[float]]`, *optional*):
+            `[low, high]` of those bands, or one pair for all: the values that became 0 and 255.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the learnable queries' initialisation.
 
@@ -171,6 +175,8 @@ class Co2SConfig(PreTrainedConfig):
     semantic_loss_ignore_index: int = 255
     fusion: str = "confidence"
     crop_size: int | None = None
+    image_bands: list[int] | tuple[int, ...] | None = None
+    image_scale: list[list[float | int]] | list[tuple[float | int, ...]] | tuple[tuple[float, ...], ...] | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from .catalog import BENCHMARKS
-from .data import SPLIT_FILES
 from .files import check_new_folder, written_beside
+from .splits import SPLIT_FILES
 
 
 CLASSES = BENCHMARKS["whdld"].classes
@@ -166,7 +166,7 @@ def draw_scene(rng: np.random.Generator, size: int = 128) -> tuple[np.ndarray, n
 def write_scenes(
     folder: str | Path, num_labeled: int, num_unlabeled: int, num_validation: int, size: int = 128, seed: int = 0
 ) -> Path:
-    """Draw a whole data folder, as [`co2s_hf.data.SegmentationFolder`] opens it.
+    """Draw a whole data folder, as [`co2s_hf.sources.open_source`] opens it.
 
     Args:
         folder: New folder; it appears only when complete.

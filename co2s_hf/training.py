@@ -174,8 +174,8 @@ def evaluate(
     for n, sample in enumerate(samples):
         if n % accelerator.num_processes != accelerator.process_index:
             continue
-        inputs = image_processor(sample.load_image(), sample.load_label(), return_tensors="pt")
-        labels = inputs["labels"][0]
+        inputs = image_processor(sample.load_image(), return_tensors="pt")  # perhaps resized; the label is not
+        labels = torch.from_numpy(np.array(sample.load_label())).long()
         with accelerator.autocast():
             logits = predict_logits(model, inputs["pixel_values"], crop_size, tuple(labels.shape), flip)
         for name, matrix in matrices.items():

@@ -35,19 +35,24 @@ def sample_generator(seed: int, stream: int, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, stream, index])
 
 
+def base_scale(size: tuple[int, int], base_size: tuple[int, int] | None) -> float:
+    """The factor by which an image of (width, height) just fits into (long, short) sides, whichever way it lies."""
+    return 1.0 if base_size is None else min(max(base_size) / max(size), min(base_size) / min(size))
+
+
 @dataclass(frozen=True)
 class Geometry:
-    """A random scale, crop and flip: `box` of the source image fills `filled` pixels of a square of `crop_size`."""
+    """A random crop and flip: `box` of the source image fills `filled` pixels of a square of `crop_size`."""
 
+    source_size: tuple[int, int]  # width, height
     box: tuple[float, float, float, float]  # left, upper, right, lower, in source pixels
     filled: tuple[int, int]  # width, height
     crop_size: int
     flip: bool
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, image_size: tuple[int, int], crop_size: int) -> "Geometry":
-        """Draw for an image of (width, height): scale 0.5 to 2, a crop anywhere, a horizontal flip half the time."""
-        scale = rng.uniform(*SCALE_RANGE)
+    def draw(cls, rng: np.random.Generator, image_size: tuple[int, int], crop_size: int, scale: float) -> "Geometry":
+        """Draw for an image of (width, height) to be scaled: a crop anywhere, a horizontal flip half the time."""
         box, filled = [], []
         for side in image_size:
             scaled = max(1, round(side * scale))
@@ -56,15 +61,19 @@ class Geometry:
             box.append((start * side / scaled, (start + length) * side / scaled))
             filled.append(length)
         (left, right), (upper, lower) = box
-        return cls((left, upper, right, lower), tuple(filled), crop_size, flip=bool(rng.random() < 0.5))
+        return cls(image_size, (left, upper, right, lower), tuple(filled), crop_size, flip=bool(rng.random() < 0.5))
 
     def apply(self, image: Image.Image, fill: int, resample: Image.Resampling) -> np.ndarray:
         """Crop and scale in one resampling; what the image does not fill, below and to the right, becomes `fill`.
 
+        An image of another size than the source's shows the same scene, coarser or finer.
+
         Returns:
             Array (crop size, crop size) or (crop size, crop size, channels) of the image's type.
         """
-        content = np.asarray(image.resize(self.filled, resample, box=self.box))
+        ratios = [own / source for own, source in zip(image.size, self.source_size)] * 2
+        box = tuple(side * ratio for side, ratio in zip(self.box, ratios))
+        content = np.asarray(image.resize(self.filled, resample, box=box))
         crop = np.full((self.crop_size, self.crop_size, *content.shape[2:]), fill, dtype=content.dtype)
         crop[: self.filled[1], : self.filled[0]] = content
         return np.ascontiguousarray(crop[:, ::-1] if self.flip else crop)

@@ -1,6 +1,10 @@
-"""Measure a checkpoint on the validation images of a data folder: IoU and F1 per class, for both students and fused.
+"""Measure a checkpoint on validation images: IoU and F1 per class, for both students and fused.
 
     python examples/evaluate.py --checkpoint outputs/train_semi/model --data_dir outputs/scenes-seed0
+
+    # A data set of the Hub; a benchmark of the paper.
+    python examples/evaluate.py --checkpoint outputs/train_semi/model --dataset_name user/fields
+    python examples/evaluate.py --checkpoint outputs/train_semi/model --dataset whdld
 
     # Slower and a little better: average with the mirrored image. Several processes share the images.
     accelerate launch examples/evaluate.py --checkpoint outputs/train_semi/model --data_dir path/to/folder --flip
@@ -15,12 +19,15 @@ from typing import Literal
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from co2s_hf.arguments import parse_arguments, parse_fraction, setting
+from co2s_hf.arguments import parse_arguments, setting
+from co2s_hf.checks import report_findings
 from co2s_hf.configuration_co2s import FUSIONS
-from co2s_hf.data import SegmentationFolder
+from co2s_hf.data_arguments import DataArguments
 from co2s_hf.figures import draw_confusion, draw_predictions, palette_or_default
 from co2s_hf.files import check_new_folder, write_json
 from co2s_hf.inference import load_for_prediction
+from co2s_hf.report import write_report
+from co2s_hf.sources import open_source
 from co2s_hf.training import (
     check_precision,
     evaluate,
@@ -33,12 +40,8 @@ from co2s_hf.training import (
 
 
 @dataclass
-class Arguments:
+class Arguments(DataArguments):
     checkpoint: str = setting("outputs/train_semi/model", "Folder or Hub name of a trained model.")
-    data_dir: str = setting("outputs/scenes-seed0", "Folder with images/, labels/ and splits/.")
-    class_names: list[str] | None = setting(None, "As in training: class names in label order.")
-    labeled_fraction: str | None = setting(None, "As in training, where the sets were drawn and not listed.")
-    validation_fraction: str = setting("1/5", "As in training.")
     seed: int = setting(0, "As in training: seed of the drawn sets.")
     output_dir: str = setting("outputs/evaluation", "New folder for metrics.json and the figures.")
     crop_size: int | None = setting(None, "Side of the windows in pixels. Left out: the model's training crops.")
@@ -49,6 +52,9 @@ class Arguments:
     mixed_precision: Literal["no", "bf16"] | None = setting(None, "Left out: what `accelerate launch` says.")
 
     def __post_init__(self):
+        if not self.names_data:
+            self.data_dir = "outputs/scenes-seed0"  # what training draws
+        self.check_data()
         if self.num_shown < 1:
             raise ValueError(f"--num_shown is {self.num_shown}; show at least one image.")
 
@@ -64,24 +70,23 @@ def main():
     model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size)
     model.to(accelerator.device)
     id2label = model.config.id2label
-    data = SegmentationFolder.open(
-        args.data_dir,
-        args.class_names,
-        labeled_fraction=None if args.labeled_fraction is None else parse_fraction(args.labeled_fraction),
-        validation_fraction=parse_fraction(args.validation_fraction),
-        seed=args.seed,
-    )
-    if data.class_concepts is not None and data.id2label != id2label:
+    with accelerator.main_process_first():
+        data = open_source(args, args.seed, progress=accelerator.is_main_process, config=model.config)
+    if data.id2label != id2label:
         raise ValueError(
-            f"{args.checkpoint} predicts {', '.join(id2label.values())}, but {args.data_dir} is labelled with "
+            f"{args.checkpoint} predicts {', '.join(id2label.values())}, but the data is labelled with "
             f"{', '.join(data.id2label.values())}. Evaluate a model of these classes."
         )
+    accelerator.print(report_findings(data.findings))
     bar = tqdm(data.validation, desc="evaluating", disable=not accelerator.is_main_process)
     matrices = evaluate(model, image_processor, bar, crop_size, accelerator, args.flip)
     if accelerator.is_main_process:
         print(results_table(matrices, id2label))
+        if args.report is not None:
+            write_report(data, args.report)
         output_dir.mkdir(parents=True, exist_ok=True)
-        facts = {"checkpoint": args.checkpoint, "data_dir": args.data_dir, "num_images": len(data.validation)}
+        facts = {"checkpoint": args.checkpoint, "data": args.data_dir or args.dataset_name or args.dataset}
+        facts |= {"data_hash": data.hash, "num_images": len(data.validation)}
         facts |= {"crop_size": crop_size, "flip": args.flip, "fusion": model.config.fusion}
         facts["largest_class_mean_iou"] = largest_class_mean_iou(matrices["fused"])
         write_json(output_dir / "metrics.json", facts | results_dict(matrices, id2label))

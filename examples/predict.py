@@ -2,6 +2,10 @@
 
     python examples/predict.py --checkpoint outputs/train_semi/model --images photo.jpg more_photos/
 
+    # The unlabelled images of what was trained on; files of more than 8 bits or three bands, by rule.
+    python examples/predict.py --data_dir path/to/folder
+    python examples/predict.py --images scenes/ --bands 4,3,2 --scale 0 3000
+
     # Also how sure the model is of every pixel (0 to 255 for probabilities 0 to 1).
     python examples/predict.py --images more_photos/ --save_confidence
 
@@ -24,18 +28,25 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from co2s_hf.arguments import parse_arguments, setting
-from co2s_hf.configuration_co2s import FUSIONS
-from co2s_hf.data import Sample, find_images
+from co2s_hf.configuration_co2s import FUSIONS, Co2SConfig
+from co2s_hf.data import Sample
+from co2s_hf.data_arguments import DataArguments
 from co2s_hf.figures import overlay, palette_or_default
 from co2s_hf.files import check_new_folder, write_json, written_file
 from co2s_hf.inference import load_for_prediction, predict_logits
+from co2s_hf.listings import find_images
+from co2s_hf.reading import StoredFile
+from co2s_hf.sources import open_source
+from co2s_hf.splits import SPLITS
 from co2s_hf.training import check_precision, use_all_cores
 
 
 @dataclass
-class Arguments:
+class Arguments(DataArguments):
     checkpoint: str = setting("outputs/train_semi/model", "Folder or Hub name of a trained model.")
     images: list[str] | None = setting(None, "Image files, and folders that are searched for images.")
+    split: Literal[SPLITS] = setting("unlabeled", "Set to predict where data is named as in training, not --images.")
+    seed: int = setting(0, "As in training: seed of the drawn sets.")
     output_dir: str = setting("outputs/predictions", "Folder for labels/, overlay/ and confidence/.")
     save_confidence: bool = setting(False, "Also write the fused prediction's confidence.")
     crop_size: int | None = setting(None, "Side of the windows in pixels. Left out: the model's training crops.")
@@ -46,8 +57,9 @@ class Arguments:
     mixed_precision: Literal["no", "bf16"] | None = setting(None, "Left out: what `accelerate launch` says.")
 
     def __post_init__(self):
-        if not self.images:
-            raise ValueError("Nothing to predict: pass --images with files or folders.")
+        if bool(self.images) == self.names_data:
+            raise ValueError("Say what to predict: --images with files or folders, or data as in training.")
+        self.check_data()
         if not 0 <= self.opacity <= 1:
             raise ValueError(f"--opacity is {self.opacity}; it lies between 0 and 1.")
 
@@ -58,23 +70,24 @@ def main():
     check_precision(accelerator)
     use_all_cores(accelerator)
     output_dir = Path(args.output_dir)
-    jobs = plan(args.images, output_dir)
+    model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size)
+    with accelerator.main_process_first():
+        jobs = plan(args, model.config, output_dir, progress=accelerator.is_main_process)
     if accelerator.is_main_process:
         claim(output_dir, args, jobs)
     accelerator.wait_for_everyone()
-    model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size)
     model.to(accelerator.device)
     palette = palette_or_default(model.config.palette, model.config.num_labels)
 
     kinds = ("overlay", "confidence", "labels") if args.save_confidence else ("overlay", "labels")  # labels come last
     own = list(jobs.items())[accelerator.process_index :: accelerator.num_processes]
     problems = []
-    for name, path in tqdm(own, desc="predicting", disable=not accelerator.is_main_process):
+    for name, sample in tqdm(own, desc="predicting", disable=not accelerator.is_main_process):
         targets = {kind: output_dir / kind / name for kind in kinds}
         if all(target.exists() for target in targets.values()):
             continue
         try:
-            image = Sample(path, None).load_image()
+            image = sample.load_image()
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -94,10 +107,13 @@ def main():
     sys.exit(1 if problems else 0)
 
 
-def plan(inputs: list[str], output_dir: Path) -> dict[str, Path]:
+def plan(args: Arguments, config: Co2SConfig, output_dir: Path, progress: bool) -> dict[str, Sample]:
     """What to write, relative to the output's folders, and the image that it is made of."""
-    jobs = {}
-    for given in map(Path, inputs):
+    if args.images is None:
+        samples = getattr(open_source(args, args.seed, progress, config=config), args.split)
+        return {output_name(sample.image, n, args.data_dir): sample for n, sample in enumerate(samples)}
+    rule, jobs = args.image_rule(config), {}
+    for given in map(Path, args.images):
         if given.is_dir() and output_dir.resolve().is_relative_to(given.resolve()):
             raise ValueError(f"--output_dir '{output_dir}' lies inside '{given}': the next run would read it back.")
         if not given.exists():
@@ -107,16 +123,28 @@ def plan(inputs: list[str], output_dir: Path) -> dict[str, Path]:
             raise ValueError(f"'{given}' holds no images.")
         for path in found:
             name = str((path.relative_to(given) if given.is_dir() else Path(path.name)).with_suffix(".png"))
-            if jobs.setdefault(name, path) != path:
-                raise ValueError(f"'{path}' and '{jobs[name]}' would both become {name}. Predict them separately.")
+            sample = Sample(StoredFile(str(path)), None, rule)
+            if jobs.setdefault(name, sample) != sample:
+                raise ValueError(f"'{path}' and '{jobs[name].image}' would both become {name}. Predict them apart.")
     return jobs
 
 
-def claim(output_dir: Path, args: Arguments, jobs: dict[str, Path]):
+def output_name(image: StoredFile, place: int, data_dir: str | None) -> str:
+    """Where the prediction for an image of a data source goes: as below images/, or by its place in the set."""
+    path = Path(image.path)
+    if data_dir is not None and path.is_relative_to(Path(data_dir) / "images"):
+        return str(path.relative_to(Path(data_dir) / "images").with_suffix(".png"))
+    return f"{place:06d}_{path.stem}.png"
+
+
+def claim(output_dir: Path, args: Arguments, jobs: dict[str, Sample]):
     """Write down what the output folder is made of, or refuse one that is made of something else."""
     path = output_dir / "predictions.json"
     settings = {name: getattr(args, name) for name in ("checkpoint", "fusion", "crop_size", "flip", "opacity")}
-    sources = {name: str(source.resolve()) for name, source in jobs.items()}
+    sources = {
+        name: str(sample.image if sample.image.data else Path(sample.image.path).resolve())
+        for name, sample in jobs.items()
+    }
     if path.exists():
         before = json.loads(path.read_text())
         differing = [f"--{name} was {before[name]}" for name in settings if before[name] != settings[name]]

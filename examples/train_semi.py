@@ -6,10 +6,16 @@
     # Your folder: images/ and labels/, with lists in splits/, or drawn: one image in eight keeps its labels.
     accelerate launch examples/train_semi.py --data_dir path/to/folder --labeled_fraction 1/8
 
+    # A data set of the Hub, or of your disk, whose rows without a label map are unlabelled.
+    accelerate launch examples/train_semi.py --dataset_name user/fields --image_column photo --label_column mask
+
     # Pretrained towers, as in the paper (DINOv3's are gated: accept the terms on the Hub, `hf auth login`).
     accelerate launch --multi_gpu --mixed_precision bf16 examples/train_semi.py --data_dir path/to/folder \\
         --clip_model openai/clip-vit-base-patch16 --dinov3_model facebook/dinov3-vitb16-pretrain-lvd1689m \\
         --crop_size 256 --per_device_train_batch_size 2 --num_train_epochs 80 --eval_epochs 5
+
+    # A run of the paper, as its authors made it.
+    accelerate launch --multi_gpu --num_processes 4 examples/train_semi.py --config examples/configs/whdld.yaml
 
     # What the unlabelled images are worth: the same run without them.
     accelerate launch examples/train_semi.py --method supervised --output_dir outputs/supervised
@@ -43,13 +49,19 @@ from tqdm.auto import tqdm
 
 import co2s_hf
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
-from co2s_hf.arguments import parse_arguments, parse_fraction, setting
-from co2s_hf.data import PairedViews, SegmentationFolder, check_hidden_labels, class_pixel_counts
+from co2s_hf.arguments import parse_arguments, setting
+from co2s_hf.catalog import BENCHMARKS, Benchmark
+from co2s_hf.checks import report_findings
+from co2s_hf.data import PairedViews
+from co2s_hf.data_arguments import DataArguments
 from co2s_hf.figures import draw_curves, draw_predictions, palette_or_default
 from co2s_hf.files import check_new_folder, write_json
 from co2s_hf.logbook import Logbook, NonFiniteGuard, read_log
 from co2s_hf.modeling_co2s import STUDENTS
 from co2s_hf.objective import Co2SObjective, stability_weight
+from co2s_hf.report import data_table, write_report
+from co2s_hf.sources import Source, open_source
+from co2s_hf.splits import write_lists
 from co2s_hf.synthetic import write_scenes
 from co2s_hf.training import (
     balanced_class_weights,
@@ -75,28 +87,17 @@ from co2s_hf.views import make_views
 
 NUM_SHOWN = 5  # validation images in the figure
 WRITTEN = ("checkpoints", "model", "best_model", "log.jsonl", "metrics.json", "predictions.png", "curves.png")
-WRITTEN += ("co2s_hf", "arguments.json")  # the folder is TensorBoard's
+WRITTEN += ("splits", "co2s_hf", "arguments.json")  # co2s_hf/ is TensorBoard's
 
 
 @dataclass
-class Arguments:
+class Arguments(DataArguments):
     """What a run can be told. None stands for a value that depends on others, and is filled in."""
 
     output_dir: str = setting(
         "outputs/train_semi", "New folder for model/, metrics.json, log.jsonl, arguments.json and figures."
     )
     overwrite_output_dir: bool = setting(False, "Remove what an earlier run wrote into output_dir, and start anew.")
-    data_dir: str | None = setting(
-        None,
-        "Folder with images/ and labels/, and lists in splits/ unless they are drawn. Left out: scenes are drawn.",
-    )
-    labeled_fraction: str | None = setting(
-        None, "Draw the sets: so much of the training images with labels (1/8) keeps them, the rest is unlabelled."
-    )
-    validation_fraction: str = setting("1/5", "Where the folder has no splits/val.txt: share that is drawn for it.")
-    class_names: list[str] | None = setting(
-        None, "Class names in label order. Left out: classes.json of the folder, or class_0, class_1 ..."
-    )
     clip_model: str | None = setting(None, "Pretrained CLIP (Hub name or folder). Left out: tiny, from scratch.")
     dinov3_model: str | None = setting(None, "Pretrained DINOv3 (Hub name or folder); with --clip_model.")
 
@@ -133,6 +134,12 @@ class Arguments:
 
     crop_size: int | None = setting(
         None, "Side of training crops and of evaluation windows, in pixels. Pretrained: 256; from scratch: 64."
+    )
+    base_size: list[int] | None = setting(
+        None, "Long and short side that training images are scaled to fit into before the random scale."
+    )
+    eval_short_side: int | None = setting(
+        None, "Short side that images are scaled to before they are predicted; saved with the model."
     )
     per_device_train_batch_size: int | None = setting(
         None, "Labelled images per step and device, and as many unlabelled ones. Pretrained: 2; from scratch: 16."
@@ -176,6 +183,8 @@ class Arguments:
 
     def __post_init__(self):
         self.check()
+        if self.dataset is not None:
+            self.follow_protocol(BENCHMARKS[self.dataset])
         from_scratch = self.clip_model is None
         defaults = {
             "crop_size": 64 if from_scratch else 256,
@@ -192,14 +201,29 @@ class Arguments:
             if getattr(self, name) is None:
                 setattr(self, name, value)
 
+    def follow_protocol(self, benchmark: Benchmark):
+        """Take from the paper's protocol what is not given."""
+        protocol = {
+            "crop_size": benchmark.crop_size,
+            "per_device_train_batch_size": benchmark.images_per_device,
+            "base_size": benchmark.base_size,
+            "eval_short_side": benchmark.eval_short_side,
+        }
+        if self.max_train_steps is None:
+            protocol["num_train_epochs"] = benchmark.num_epochs
+        for name, value in protocol.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+
     def check(self):
         """Refuse values that cannot work, before anything is read."""
+        self.check_data()
         if (self.clip_model is None) != (self.dinov3_model is None):
             raise ValueError("Give both --clip_model and --dinov3_model, or neither for a tiny model from scratch.")
         for one, other in (("max_train_steps", "num_train_epochs"), ("eval_steps", "eval_epochs")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise ValueError(f"Give either --{one} or --{other}.")
-        least = {"crop_size": 8, "supervised_warmup_steps": 0, "dataloader_num_workers": 0}
+        least = {"crop_size": 8, "eval_short_side": 8, "supervised_warmup_steps": 0, "dataloader_num_workers": 0}
         least |= dict.fromkeys(("strong_weight", "feature_dropout_weight", "stability_weight"), 0)
         least |= dict.fromkeys(("max_train_steps", "num_train_epochs", "eval_steps", "eval_epochs"), 1)
         least |= dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"), 1)
@@ -209,11 +233,8 @@ class Arguments:
                 raise ValueError(f"--{name} is {value}; it must be at least {minimum}.")
         if self.confidence_threshold is not None and not 0 <= self.confidence_threshold <= 1:
             raise ValueError(f"--confidence_threshold is {self.confidence_threshold}; a probability is 0 to 1.")
-        for fraction in (self.labeled_fraction, self.validation_fraction):
-            if fraction is not None:
-                parse_fraction(fraction)
-        if self.class_names and len(set(self.class_names)) != len(self.class_names):
-            raise ValueError(f"--class_names names a class twice: {' '.join(self.class_names)}.")
+        if self.base_size is not None and (len(self.base_size) != 2 or min(self.base_size) < 8):
+            raise ValueError(f"--base_size is {self.base_size}; give a long and a short side, such as 2048 512.")
         if self.overwrite_output_dir and self.resume_from_checkpoint:
             raise ValueError("Give either --overwrite_output_dir or --resume_from_checkpoint.")
         if unknown := set(self.report_to or ()) - {str(tracker) for tracker in get_available_trackers()}:
@@ -267,19 +288,23 @@ def main():
             "--overwrite_output_dir.",
         )
     data = open_data(args, accelerator)
+    if len(data.labeled) < args.per_device_train_batch_size:
+        accelerator.print(
+            f"{len(data.labeled)} labelled images make batches of {args.per_device_train_batch_size}: a batch shows "
+            "some of them more than once, in different views."
+        )
     batch_size, steps_per_update = args.per_device_train_batch_size, args.gradient_accumulation_steps
     images_per_update = batch_size * steps_per_update * accelerator.num_processes
     args.resolve_steps(steps_per_epoch(len(data.labeled), len(data.unlabeled), images_per_update))
     if checkpoint is not None:
         check_same_run(args, accelerator, checkpoint)
     class_weights = read_class_weights(args, data)
-    if args.measure_pseudo_labels:
-        check_hidden_labels(data.unlabeled, len(data.id2label))
 
     # 2. The model.
     set_seed(args.seed)
     model = build_model(args, data)
-    image_processor = Co2SImageProcessor.from_model_config(model.config)
+    resize = {"do_resize": True, "size": {"shortest_edge": args.eval_short_side}} if args.eval_short_side else {}
+    image_processor = Co2SImageProcessor.from_model_config(model.config, **resize)
 
     # 3. The objective is what gets distributed, since its forward is the whole step; and one stream of items.
     objective = Co2SObjective(
@@ -308,6 +333,7 @@ def main():
         ignore_index=model.config.semantic_loss_ignore_index,
         partner="same" if args.recipe == "released" else "another" if batch_size == 1 else None,
         with_hidden_labels=args.measure_pseudo_labels,
+        base_size=args.base_size,
     )
     start = checkpoint_step(checkpoint) if checkpoint else 0
     items = Subset(items, range(start * images_per_update, len(items)))
@@ -319,7 +345,7 @@ def main():
         accelerator.load_state(checkpoint)
         accelerator.print(f"Going on after step {start} from {checkpoint}.")
     elif accelerator.is_main_process:
-        start_output(args, accelerator, output_dir)
+        start_output(args, accelerator, output_dir, data)
     accelerator.wait_for_everyone()
     if args.report_to:
         shown = {name: value for name, value in asdict(args).items() if isinstance(value, int | float | str)}
@@ -398,33 +424,30 @@ def main():
     accelerator.end_training()
 
 
-def open_data(args: Arguments, accelerator: Accelerator) -> SegmentationFolder:
-    """The data folder, with scenes drawn into one where none is given."""
-    data_dir = args.data_dir or Path(args.output_dir).parent / f"scenes-seed{args.seed}"
-    if accelerator.is_main_process and args.data_dir is None and not data_dir.exists():
-        print(f"No --data_dir: drawing scenes into {data_dir}.")
-        write_scenes(data_dir, num_labeled=8, num_unlabeled=120, num_validation=24, seed=args.seed)
-    accelerator.wait_for_everyone()
-    data = SegmentationFolder.open(
-        data_dir,
-        args.class_names,
-        labeled_fraction=None if args.labeled_fraction is None else parse_fraction(args.labeled_fraction),
-        validation_fraction=parse_fraction(args.validation_fraction),
-        seed=args.seed,
-    )
-    accelerator.print(
-        f"{len(data.labeled)} labelled, {len(data.unlabeled)} unlabelled, {len(data.validation)} validation images; "
-        f"{len(data.id2label)} classes: {', '.join(data.id2label.values())}"
-    )
+def open_data(args: Arguments, accelerator: Accelerator) -> Source:
+    """The data, checked, with scenes drawn where none is given; says what is in it."""
+    is_main = accelerator.is_main_process
+    if args.data_dir is None and args.dataset_name is None and args.dataset is None:
+        args.data_dir = str(Path(args.output_dir).parent / f"scenes-seed{args.seed}")
+        if is_main and not Path(args.data_dir).exists():
+            print(f"No data is named: drawing scenes into {args.data_dir}.")
+            write_scenes(args.data_dir, num_labeled=8, num_unlabeled=120, num_validation=24, seed=args.seed)
+    with accelerator.main_process_first():  # the others find what it found
+        data = open_source(args, args.seed, progress=is_main, with_hidden_labels=args.measure_pseudo_labels)
+    accelerator.print(data_table(data))
+    accelerator.print(report_findings(data.findings))
+    if args.report is not None and is_main:
+        write_report(data, args.report)
+        print(f"Look at {args.report}.")
     return data
 
 
-def read_class_weights(args: Arguments, data: SegmentationFolder) -> torch.Tensor | None:
+def read_class_weights(args: Arguments, data: Source) -> torch.Tensor | None:
     """The weights that --class_weights asks for, (classes,)."""
     if args.class_weights is None:
         return None
     if args.class_weights == ["balanced"]:
-        return balanced_class_weights(class_pixel_counts(data.labeled, len(data.id2label)))
+        return balanced_class_weights(data.labeled_pixels)
     if len(args.class_weights) != len(data.id2label):
         raise ValueError(
             f"--class_weights gives {len(args.class_weights)} weights for {len(data.id2label)} classes: "
@@ -433,21 +456,22 @@ def read_class_weights(args: Arguments, data: SegmentationFolder) -> torch.Tenso
     return torch.tensor([float(weight) for weight in args.class_weights])
 
 
-def build_model(args: Arguments, data: SegmentationFolder) -> Co2SForSemanticSegmentation:
+def build_model(args: Arguments, data: Source) -> Co2SForSemanticSegmentation:
     """The model in training mode, with what trains unfrozen."""
     classes = {"id2label": data.id2label, "palette": data.palette, "class_concepts": data.class_concepts}
     if args.clip_model is None:
         model = tiny_model(**classes)
     elif data.class_concepts is None:
         raise ValueError(
-            "CLIP is guided by the classes' names, and this folder has none. Pass --class_names, or write "
+            "CLIP is guided by the classes' names, and this data has none. Pass --class_names, or write "
             "classes.json (which may also give several concepts per class)."
         )
     else:
         model = Co2SForSemanticSegmentation.from_backbones(args.clip_model, args.dinov3_model, **classes)
     if args.recipe == "released":
         model = repeat_released_quirks(model)
-    model.config.crop_size = args.crop_size
+    rule = data.labeled.image_rule
+    model.config.crop_size, model.config.image_bands, model.config.image_scale = args.crop_size, rule.bands, rule.scale
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
     model.freeze_backbones(args.train_backbones).train()
@@ -457,7 +481,7 @@ def build_model(args: Arguments, data: SegmentationFolder) -> Co2SForSemanticSeg
     return model
 
 
-def start_output(args: Arguments, accelerator: Accelerator, output_dir: Path):
+def start_output(args: Arguments, accelerator: Accelerator, output_dir: Path, data: Source):
     """Make the output folder, empty of an earlier run, and write down what it takes to repeat this one."""
     output_dir.mkdir(parents=True, exist_ok=True)
     for path in (output_dir / name for name in WRITTEN):
@@ -466,6 +490,8 @@ def start_output(args: Arguments, accelerator: Accelerator, output_dir: Path):
         else:
             path.unlink(missing_ok=True)
     write_json(output_dir / "arguments.json", facts_of_run(args, accelerator))
+    facts = {"hash": data.hash, "seed": args.seed, "labeled_fraction": args.labeled_fraction}
+    write_lists(output_dir / "splits", data.lists, facts | {"validation_fraction": args.validation_fraction})
 
 
 def is_best(results: dict, folder: Path) -> bool:

@@ -1,6 +1,15 @@
 """Tiny configurations, models and data folders that the tests share."""
 
+import atexit
+import os
+import shutil
+import tempfile
 from pathlib import Path
+
+
+# Before anything asks where the Hub's cache is, so that a test run leaves nothing in the user's.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="co2s_hf-tests-")
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest
 import torch
@@ -9,6 +18,8 @@ from safetensors.torch import load_file
 
 from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation
 from co2s_hf.convert_co2s_to_hf import convert
+from co2s_hf.data_arguments import DataArguments
+from co2s_hf.sources import Source, open_source
 from co2s_hf.synthetic import write_scenes
 
 
@@ -39,6 +50,10 @@ def make_model(seed: int = 0, **kwargs) -> Co2SForSemanticSegmentation:
     """A model of [`make_config`] with the weights of a seed, in evaluation mode."""
     torch.manual_seed(seed)
     return Co2SForSemanticSegmentation(make_config(**kwargs)).eval()
+
+
+def open_folder(folder: Path, **settings) -> Source:
+    return open_source(DataArguments(data_dir=str(folder), **settings))
 
 
 @pytest.fixture

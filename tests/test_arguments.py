@@ -1,9 +1,16 @@
+import importlib.util
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from co2s_hf.arguments import parse_arguments, parse_fraction, setting
+from co2s_hf.catalog import BENCHMARKS
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @dataclass
@@ -76,3 +83,20 @@ def test_fractions():
     for text in ("1/0", "an eighth"):
         with pytest.raises(ValueError, match=f"'{text}' is no fraction; write it as 1/8 or 0.125"):
             parse_fraction(text)
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_the_papers_runs_are_a_file_each(name):
+    """The file is read by the training script's own arguments; the catalogue brings the protocol."""
+    spec = importlib.util.spec_from_file_location("train_semi", EXAMPLES / "train_semi.py")
+    train_semi = importlib.util.module_from_spec(spec)
+    sys.modules["train_semi"] = train_semi  # HfArgumentParser resolves annotations there
+    spec.loader.exec_module(train_semi)
+    args = parse_arguments(train_semi.Arguments, "", ["--config", str(EXAMPLES / "configs" / f"{name}.yaml")])
+    facts = BENCHMARKS[name]
+    assert int(args.partition.removeprefix("1_")) in facts.partitions and args.num_train_epochs == facts.num_epochs
+    assert (args.crop_size, args.per_device_train_batch_size) == (facts.crop_size, facts.images_per_device)
+    assert args.eval_short_side == facts.eval_short_side and args.base_size == facts.base_size
+    assert (args.confidence_threshold, args.learning_rate, args.train_backbones) == (0.95, 1e-4, "attention")
+    shorter = parse_arguments(train_semi.Arguments, "", ["--dataset", name, "--max_train_steps", "5"])
+    assert shorter.num_train_epochs is None and shorter.crop_size == facts.crop_size

@@ -18,9 +18,13 @@ HUB_LIBRARIES = {"torch", "numpy", "PIL", "transformers", "huggingface_hub"}
 LAYERS = [
     {"arguments", "catalog", "configuration_co2s", "confusion", "figures", "files", "text_guidance"},
     {"metrics", "modeling_co2s", "image_processing_co2s", "views"},
-    {"data", "objective", "inference", "convert_co2s_to_hf"},
-    {"logbook", "synthetic"},
-    {"training"},
+    {"objective", "inference", "convert_co2s_to_hf", "reading", "splits"},
+    {"data", "data_arguments", "benchmark_lists", "logbook", "synthetic"},
+    {"scan"},
+    {"checks"},
+    {"listings"},
+    {"sources"},
+    {"preparation", "report", "training"},
     {"__init__"},
 ]
 

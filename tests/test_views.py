@@ -6,6 +6,7 @@ from PIL import Image
 from co2s_hf.views import (
     NO_BLUR_SIGMA_PX,
     Geometry,
+    base_scale,
     cutmix,
     draw_appearance,
     draw_cutmix_box,
@@ -26,7 +27,9 @@ def test_image_mask_and_padding_share_one_geometry():
     image, mask = coordinates_image(width=90, height=60)
     seen = {"flip": 0, "padding": 0, "enlarged": 0}
     for index in range(40):
-        geometry = Geometry.draw(sample_generator(0, 0, index), image.size, crop_size=64)
+        rng = sample_generator(0, 0, index)
+        wanted = rng.uniform(0.5, 2)
+        geometry = Geometry.draw(rng, image.size, crop_size=64, scale=wanted)
         crop = geometry.apply(image, 0, Image.Resampling.BILINEAR).astype(int)
         labels = geometry.apply(mask, 255, Image.Resampling.NEAREST).astype(int)
         padding = geometry.padding()
@@ -36,7 +39,7 @@ def test_image_mask_and_padding_share_one_geometry():
         steps = np.diff(crop[..., 0][~padding].reshape(-1, geometry.filled[0]), axis=1)
         assert (steps <= 0).all() if geometry.flip else (steps >= 0).all()
         scale = geometry.filled[0] / (geometry.box[2] - geometry.box[0])
-        assert 0.48 < scale < 2.02
+        assert abs(scale - wanted) < 0.02
         seen["flip"] += geometry.flip
         seen["padding"] += padding.any()
         seen["enlarged"] += scale > 1
@@ -44,10 +47,16 @@ def test_image_mask_and_padding_share_one_geometry():
 
 
 def test_crops_reach_every_border():
-    boxes = np.array([Geometry.draw(sample_generator(1, 0, n), (100, 80), 32).box for n in range(300)])
+    boxes = np.array([Geometry.draw(sample_generator(1, 0, n), (100, 80), 32, 1.0).box for n in range(300)])
     assert boxes[:, 0].min() < 2 and boxes[:, 1].min() < 2
     assert boxes[:, 2].max() > 98 and boxes[:, 3].max() > 78
     assert (boxes >= 0).all() and boxes[:, 2].max() <= 100 and boxes[:, 3].max() <= 80
+
+
+def test_the_base_scale_fits_either_way_round():
+    assert base_scale((1000, 400), None) == 1
+    assert base_scale((256, 256), (2048, 512)) == 2  # tiles of 256 px become 512
+    assert base_scale((4096, 256), (2048, 512)) == base_scale((256, 4096), (2048, 512)) == 0.5
 
 
 def test_random_numbers_depend_on_seed_stream_and_index_alone():

@@ -1,0 +1,127 @@
+"""What is in a data source: a table to print, and a page or picture to look at."""
+
+import base64
+import html
+import io
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from .checks import report_findings
+from .figures import CELL_INCHES, overlay, palette_or_default
+from .files import write_text, written_file
+from .reading import IGNORE
+from .sources import Source
+from .splits import SPLITS
+
+
+SHOWN_PER_SET = 6
+THUMBNAIL_PX = 320
+
+
+def class_shares(source: Source) -> dict[str, dict[int, float]]:
+    """Per set whose label maps were read: class index (255 for none) -> share of the pixels, 0 to 1."""
+    shares = {}
+    for split in SPLITS:
+        counts = Counter()
+        for facts in source.scans[split].labels or ():
+            if facts is not None:
+                counts.update(facts.counts)
+        if counts:
+            shares[split] = {index: count / counts.total() for index, count in counts.items()}
+    return shares
+
+
+def data_table(source: Source) -> str:
+    """Counts, sizes and class shares of each set."""
+    shares = class_shares(source)
+    rows = {"images": [str(len(source.scans[split].images)) for split in SPLITS]}
+    sizes = {split: np.array([facts.size for facts in source.scans[split].images]) for split in SPLITS}
+    for axis, name in enumerate(("width, px", "height, px")):
+        rows[name] = [_range(sizes[split][:, axis]) for split in SPLITS]
+    names = source.id2label | {IGNORE: "(no class)"}
+    for index, name in names.items():
+        if index != IGNORE or any(IGNORE in found for found in shares.values()):
+            rows[name] = [f"{100 * shares[split].get(index, 0):.1f} %" if split in shares else "-" for split in SPLITS]
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"{split:>14}" for split in SPLITS)]
+    lines += [name.ljust(width) + "".join(f"{cell:>14}" for cell in cells) for name, cells in rows.items()]
+    return "\n".join(lines)
+
+
+def write_report(source: Source, path: str | Path):
+    """Draw samples of each set, class shares and sizes: a picture, or a page with the table and what was odd, too.
+
+    Args:
+        source: Opened, and so checked.
+        path: Ends in .html or .png.
+    """
+    picture = _sheet(source)
+    if Path(path).suffix.lower() == ".png":
+        with written_file(path) as target:
+            picture.savefig(target, dpi=100, format="png")
+        return
+    stream = io.BytesIO()
+    picture.savefig(stream, dpi=100, format="png")
+    picture_bytes = base64.b64encode(stream.getvalue()).decode()
+    findings = report_findings(source.findings) or "Nothing odd was found."
+    write_text(
+        path,
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>Data report</title>"
+        "<style>body{font-family:sans-serif;margin:2em}img{max-width:100%}</style>"
+        f"<h1>Data report</h1><p>Sets {source.hash}</p><pre>{html.escape(data_table(source))}</pre>"
+        f"<h2>Findings</h2><pre>{html.escape(findings)}</pre>"
+        "<h2>Samples, class shares, sizes</h2>"
+        f"<img alt='samples and histograms' src='data:image/png;base64,{picture_bytes}'>"
+        "</html>\n",
+    )
+
+
+def _range(values: np.ndarray) -> str:
+    low, high = values.min(), values.max()
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _sheet(source: Source) -> Figure:
+    palette = palette_or_default(source.palette, len(source.id2label))
+    figure = Figure(figsize=(CELL_INCHES * SHOWN_PER_SET, CELL_INCHES * (len(SPLITS) + 1.6)), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(len(SPLITS), 1.6))
+    axes = upper.subplots(len(SPLITS), SHOWN_PER_SET, squeeze=False)
+    for row, split in zip(axes, SPLITS):
+        samples = getattr(source, split)
+        places = np.linspace(0, len(samples) - 1, min(SHOWN_PER_SET, len(samples))).astype(int)
+        for axis, place in zip(row, places.tolist()):
+            sample = samples[place]
+            image = sample.load_image()
+            if split != "unlabeled":  # whose label maps, if any, are nobody's business
+                image = overlay(image, np.asarray(sample.load_label()), palette)
+            image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+            axis.imshow(image)
+            axis.set_title(Path(sample.image.path).name, fontsize=7)
+        row[0].text(-0.08, 0.5, split, transform=row[0].transAxes, rotation=90, ha="right", va="center")
+        for axis in row:
+            axis.set_axis_off()
+    handles = [Patch(color=palette[index] / 255, label=label) for index, label in source.id2label.items()]
+    upper.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=8)
+    _histograms(source, lower)
+    return figure
+
+
+def _histograms(source: Source, figure):
+    left, right = figure.subplots(1, 2)
+    shares = class_shares(source)
+    width = 0.8 / max(len(shares), 1)
+    for n, (split, found) in enumerate(shares.items()):
+        places = np.arange(len(source.id2label)) + n * width
+        left.bar(places, [100 * found.get(index, 0) for index in source.id2label], width, label=split)
+    left.set_xticks(range(len(source.id2label)), source.id2label.values(), rotation=30, ha="right", fontsize=8)
+    left.set_ylabel("% of the pixels")
+    left.legend()
+    megapixels = [[w * h / 1e6 for w, h in (facts.size for facts in source.scans[split].images)] for split in SPLITS]
+    right.hist(megapixels, bins=20, label=SPLITS, stacked=True)
+    right.set_xlabel("image size, megapixels")
+    right.set_ylabel("images")
+    right.legend()

@@ -1,0 +1,162 @@
+"""Look into every file of a data set once: sizes, label values, whether it can be read at all.
+
+What was found is remembered by file size and time in `$HF_HOME/co2s_hf/scans.sqlite`, never beside the data.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub.constants import HF_HOME
+from tqdm.auto import tqdm
+
+from .data import Samples
+from .reading import IGNORE, UNKNOWN, ImageRule, LabelRule, StoredFile
+
+
+CACHE = Path(HF_HOME) / "co2s_hf" / "scans.sqlite"
+VERSION = 1  # of what is remembered
+AT_ONCE = 500  # files at a time: one question to the cache, one save
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What an image file holds, or why it cannot be used."""
+
+    name: str
+    size: tuple[int, int] = (0, 0)  # width, height
+    digest: str = ""  # of the file's bytes
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class LabelFacts:
+    """What a label file holds, or why it cannot be used."""
+
+    name: str
+    size: tuple[int, int] = (0, 0)
+    counts: dict[int, int] = field(default_factory=dict)  # class index -> pixels; 255 stands for no class
+    unknown: list[tuple[str, int, int, int]] = field(
+        default_factory=list
+    )  # value, pixels, column and row of the first
+    error: str | None = None
+
+    @property
+    def classes(self) -> frozenset[int]:
+        return frozenset(self.counts) - {IGNORE}
+
+
+def scan_images(samples: Samples, progress: bool = False) -> list[ImageFacts]:
+    """Decode every image."""
+    rule = samples.image_rule
+    found = _remembered("image", repr(rule), samples, lambda file: asdict(_look_at_image(file, rule)), progress)
+    return [ImageFacts(**entry | {"size": tuple(entry["size"])}) for entry in found]
+
+
+def scan_labels(samples: Samples, progress: bool = False) -> list[LabelFacts | None]:
+    """Count every label map's values; None for a sample without one."""
+    rule = samples.label_rule
+    found = _remembered("label", repr(rule), samples, lambda file: asdict(_look_at_label(file, rule)), progress)
+    return [None if entry is None else _label_facts(entry) for entry in found]
+
+
+def _label_facts(entry: dict) -> LabelFacts:
+    """From JSON, whose keys are texts and whose tuples are lists."""
+    counts = {int(index): count for index, count in entry["counts"].items()}
+    unknown = [tuple(values) for values in entry["unknown"]]
+    return LabelFacts(entry["name"], tuple(entry["size"]), counts, unknown, entry["error"])
+
+
+def _look_at_image(file: StoredFile, rule: ImageRule) -> ImageFacts:
+    try:
+        image = rule.read(file)
+        return ImageFacts(str(file), image.size, hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest())
+    except ValueError as error:
+        return ImageFacts(str(file), error=str(error))
+
+
+def _look_at_label(file: StoredFile, rule: LabelRule) -> LabelFacts:
+    try:
+        values = rule.read_values(file)
+    except ValueError as error:
+        return LabelFacts(str(file), error=str(error))
+    indices = rule.indices(values)
+    present, counts = np.unique(indices, return_counts=True)
+    counted = {index: count for index, count in zip(present.tolist(), counts.tolist()) if index != UNKNOWN}
+    unknown = []
+    if UNKNOWN in present:
+        for value, pixels in zip(*np.unique(values[indices == UNKNOWN], return_counts=True)):
+            row, column = np.argwhere(values == value)[0]
+            unknown.append((rule.show(int(value)), int(pixels), int(column), int(row)))
+    return LabelFacts(str(file), values.shape[::-1], counted, unknown)
+
+
+def _remembered(
+    kind: str, rule: str, samples: Samples, look: Callable[[StoredFile], dict], progress: bool
+) -> list[dict | None]:
+    """What `look` says of every file, asked in parallel, and only of files that changed since they were looked at."""
+    found: list[dict | None] = []
+    bar = tqdm(total=len(samples), desc=f"checking {kind}s", disable=not progress, leave=False, unit="file")
+    files = samples.files(kind)
+    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        while part := list(itertools.islice(files, AT_ONCE)):  # what is inside a data set shall not all be in memory
+            known = [file for file in part if file is not None]
+            keys = dict(zip(map(str, known), pool.map(lambda file: _identity(kind, rule, file), known)))
+            entries = _recall(keys.values())
+            missing = {keys[str(file)]: file for file in known if keys[str(file)] not in entries}
+            new = dict(zip(missing, pool.map(look, missing.values())))
+            _keep({key: entry for key, entry in new.items() if entry["error"] is None})
+            entries |= new
+            found += [None if file is None else entries[keys[str(file)]] | {"name": str(file)} for file in part]
+            bar.update(len(part))
+    return found
+
+
+def _identity(kind: str, rule: str, file: StoredFile) -> str:
+    """What tells whether a file is still what was looked at."""
+    if file.data is not None:
+        stamp = hashlib.blake2b(file.data, digest_size=16).hexdigest()
+    else:
+        try:
+            status = os.stat(file.path)
+            stamp = f"{os.path.realpath(file.path)} {status.st_size} {status.st_mtime_ns}"
+        except OSError:
+            stamp = file.path  # missing: never remembered
+    return f"{VERSION} {kind} {rule} {stamp}"
+
+
+def _connect() -> sqlite3.Connection:
+    CACHE.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(CACHE, timeout=60)
+    connection.execute("CREATE TABLE IF NOT EXISTS scans (key TEXT PRIMARY KEY, found TEXT)")
+    return connection
+
+
+def _recall(keys: Iterable[str]) -> dict[str, dict]:
+    keys = list(keys)
+    try:
+        connection = _connect()
+    except (OSError, sqlite3.Error):
+        return {}  # a place that cannot be written to only costs time
+    question = f"SELECT key, found FROM scans WHERE key IN ({','.join('?' * len(keys))})"
+    known = {key: json.loads(found) for key, found in connection.execute(question, keys)}
+    connection.close()
+    return known
+
+
+def _keep(found: dict[str, dict]):
+    try:
+        connection = _connect()
+        with connection:
+            rows = [(key, json.dumps(entry)) for key, entry in found.items()]
+            connection.executemany("INSERT OR REPLACE INTO scans VALUES (?, ?)", rows)
+        connection.close()
+    except (OSError, sqlite3.Error):
+        pass

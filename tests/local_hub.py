@@ -1,0 +1,324 @@
+"""A small server that speaks the Hub's HTTP API, so that the real client can push and pull without a network.
+
+Models and data sets with commits, branches, tags, large files, private repositories and ranges. Run as a program it
+prints its address; the client takes it from HF_ENDPOINT, with HF_TOKEN=hf_local and HF_HUB_DISABLE_XET=1.
+"""
+
+import base64
+import datetime
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+
+USER, TOKEN = "user", "hf_local"
+LARGE_SUFFIXES = (".safetensors", ".parquet", ".bin", ".arrow", ".pt")
+LARGE_BYTES = 1_000_000
+START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A file's content, and whether it went through the large-file store."""
+
+    data: bytes
+    is_large: bool = False
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+    @property
+    def git_oid(self) -> str:
+        return hashlib.sha1(b"blob %d\0" % len(self.data) + self.data).hexdigest()
+
+    @property
+    def etag(self) -> str:
+        return self.sha256 if self.is_large else self.git_oid
+
+
+@dataclass
+class Repository:
+    kind: str  # "model" or "dataset"
+    name: str
+    private: bool
+    trees: dict[str, dict[str, Blob]] = field(default_factory=dict)  # commit -> path -> content
+    refs: dict[str, str] = field(default_factory=dict)  # branch or tag -> commit
+    titles: list[tuple[str, str]] = field(default_factory=list)  # (commit, title)
+
+    def commit(self, branch: str, tree: dict[str, Blob], title: str) -> str:
+        sha = hashlib.sha1(f"{self.kind} {self.name} {len(self.titles)} {title}".encode()).hexdigest()
+        self.trees[sha], self.refs[branch] = tree, sha
+        self.titles.append((sha, title))
+        return sha
+
+    def resolve(self, revision: str) -> str | None:
+        revision = unquote(revision).removeprefix("refs/heads/")
+        return self.refs.get(revision) or (revision if revision in self.trees else None)
+
+
+class Refusal(Exception):
+    """An answer with an error code that the client understands."""
+
+    def __init__(self, status: int, code: str, message: str = ""):
+        super().__init__(message or code)
+        self.status, self.code = status, code
+
+
+class LocalHub(ThreadingHTTPServer):
+    """Serves on the loopback until closed; `url` is its address, `requests` what was asked."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int = 0):
+        super().__init__(("127.0.0.1", port), Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.large: dict[str, bytes] = {}
+        self.lock = threading.RLock()
+        self.requests: list[str] = []
+        self.refuse_commits = False  # a test's way to interrupt an upload
+
+    def start(self) -> "LocalHub":
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def create(self, kind: str, name: str, private: bool = False) -> Repository:
+        repository = self.repositories[kind, name] = Repository(kind, name, private)
+        repository.commit("main", {".gitattributes": Blob(b"*.safetensors filter=lfs\n")}, "initial commit")
+        return repository
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: LocalHub
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self):
+        url = urlsplit(self.path)
+        self.query, body = parse_qs(url.query), self.read_body()
+        self.server.requests.append(f"{self.command} {url.path}")
+        with self.server.lock:
+            try:
+                self.route(url.path, body)
+            except Refusal as refusal:
+                headers = {"X-Error-Code": refusal.code, "X-Error-Message": str(refusal)}
+                self.send(json.dumps({"error": str(refusal)}).encode(), refusal.status, headers)
+
+    do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = answer
+
+    def read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def send(self, data: bytes, status: int = 200, headers: dict[str, str] | None = None):
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(data))} | (headers or {})
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def send_json(self, content):
+        self.send(json.dumps(content).encode())
+
+    @property
+    def is_known(self) -> bool:
+        return self.headers.get("Authorization", "") == f"Bearer {TOKEN}"
+
+    def find(self, kind: str, name: str) -> Repository:
+        repository = self.server.repositories.get((kind, name))
+        if repository is None or (repository.private and not self.is_known):
+            raise Refusal(404 if self.is_known else 401, "RepoNotFound", "Repository not found")
+        return repository
+
+    def route(self, path: str, body: bytes):
+        writes = self.command in ("POST", "PUT", "DELETE") and "paths-info" not in path
+        if writes and not path.startswith(("/large/", "/api/validate-yaml")) and not self.is_known:
+            raise Refusal(401, "Unauthorized", "Invalid credentials in Authorization header")
+        if path == "/api/whoami-v2":
+            if not self.is_known:
+                raise Refusal(401, "Unauthorized")
+            token = {"accessToken": {"role": "write", "displayName": "test"}}
+            self.send_json({"type": "user", "name": USER, "fullname": USER, "orgs": [], "auth": token})
+        elif path == "/api/validate-yaml":
+            self.send_json({"errors": [], "warnings": []})
+        elif path == "/api/repos/create":
+            self.create_repository(json.loads(body))
+        elif match := re.fullmatch(r"/large/([0-9a-f]{64})", path):
+            if hashlib.sha256(body).hexdigest() != match[1]:
+                raise Refusal(400, "BadHash")
+            self.server.large[match[1]] = body
+            self.send_json({})
+        elif re.fullmatch(r"/(datasets/)?[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
+            self.offer_large_uploads(json.loads(body))
+        elif match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            kind = "dataset" if match[1] else "model"
+            self.send_file(self.find(kind, match[2]), match[3], unquote(match[4]))
+        elif match := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/([a-z-]+)(?:/([^/]+)(?:/(.*))?)?)?", path):
+            self.repository_api(
+                self.find(match[1], match[2]), match[3], match[4] or "main", unquote(match[5] or ""), body
+            )
+        else:
+            raise Refusal(404, "NotFound", path)
+
+    def create_repository(self, wanted: dict):
+        kind, name = wanted.get("type", "model"), f"{wanted.get('organization') or USER}/{wanted['name']}"
+        url = f"{self.server.url}/{'datasets/' if kind == 'dataset' else ''}{name}"
+        if (kind, name) in self.server.repositories:
+            self.send(json.dumps({"error": "You already created this repo", "url": url}).encode(), 409)
+            return
+        self.server.create(kind, name, private=wanted.get("visibility") == "private" or bool(wanted.get("private")))
+        self.send_json({"url": url, "name": name, "id": name})
+
+    def offer_large_uploads(self, wanted: dict):
+        objects = []
+        for entry in wanted["objects"]:
+            upload = {"upload": {"href": f"{self.server.url}/large/{entry['oid']}"}}
+            objects.append(entry if entry["oid"] in self.server.large else entry | {"actions": upload})
+        self.send_json({"transfer": "basic", "objects": objects})
+
+    def repository_api(self, repository: Repository, verb: str | None, revision: str, path: str, body: bytes):
+        if verb == "branch":
+            if unquote(revision) in repository.refs:
+                raise Refusal(409, "Conflict", "Reference already exists")
+            repository.refs[unquote(revision)] = repository.refs["main"]
+            return self.send_json({})
+        if verb == "tag":
+            repository.refs[json.loads(body)["tag"]] = repository.resolve(revision)
+            return self.send_json({})
+        if verb == "refs":
+            branches = [
+                {"name": name, "ref": f"refs/heads/{name}", "targetCommit": sha}
+                for name, sha in repository.refs.items()
+            ]
+            return self.send_json({"branches": branches, "converts": [], "tags": []})
+        if verb == "preupload":
+            return self.send_json({"files": [self.upload_mode(entry) for entry in json.loads(body)["files"]]})
+        sha = repository.resolve(revision)
+        if sha is None:
+            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        tree = repository.trees[sha]
+        if verb == "commit":
+            return self.send_json(self.commit(repository, unquote(revision), tree, sha, body))
+        if verb in (None, "revision"):
+            return self.send_json(self.facts(repository, sha, tree))
+        if verb == "tree":
+            recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
+            return self.send_json(listing(tree, path, recursive))
+        if verb == "paths-info":
+            paths = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
+            return self.send_json([entry(wanted, tree[wanted]) for wanted in paths if wanted in tree])
+        if verb == "commits":
+            date = START.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+            commits = [{"id": s, "title": t, "message": "", "authors": [{"user": USER}], "date": date}
+                       for s, t in reversed(repository.titles)]  # fmt: skip
+            return self.send_json(commits)
+        raise Refusal(404, "NotFound", str(verb))
+
+    def upload_mode(self, wanted: dict) -> dict:
+        is_large = wanted["path"].endswith(LARGE_SUFFIXES) or wanted["size"] > LARGE_BYTES
+        mode = "lfs" if is_large else "regular"
+        return {"path": wanted["path"], "uploadMode": mode, "shouldIgnore": False, "oid": None}
+
+    def commit(self, repository: Repository, branch: str, tree: dict[str, Blob], parent: str, body: bytes) -> dict:
+        if self.server.refuse_commits:
+            raise Refusal(500, "ServerError", "The server is out of order")
+        tree, title = dict(tree), ""
+        for line in body.splitlines():
+            if not line.strip():
+                continue
+            operation = json.loads(line)
+            key, value = operation["key"], operation["value"]
+            if key == "header":
+                title = value["summary"]
+                if value.get("parentCommit") not in (None, parent):
+                    raise Refusal(412, "PreconditionFailed", "A commit has happened since")
+            elif key == "file":
+                tree[value["path"]] = Blob(base64.b64decode(value["content"]))
+            elif key == "lfsFile":
+                if value["oid"] not in self.server.large:
+                    raise Refusal(400, "MissingLargeFile")
+                tree[value["path"]] = Blob(self.server.large[value["oid"]], is_large=True)
+            elif key == "deletedFile":
+                tree.pop(value["path"], None)
+            elif key == "deletedFolder":
+                prefix = value["path"].rstrip("/") + "/"
+                tree = {name: blob for name, blob in tree.items() if not name.startswith(prefix)}
+        sha = repository.commit(branch, tree, title)
+        url = f"{self.server.url}/{'datasets/' if repository.kind == 'dataset' else ''}{repository.name}/commit/{sha}"
+        return {"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""}
+
+    def facts(self, repository: Repository, sha: str, tree: dict[str, Blob]) -> dict:
+        date = START.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        siblings = [{"rfilename": name} for name in sorted(tree)]
+        if "blobs" in self.query:
+            siblings = [{"rfilename": n, "size": len(b.data), "blobId": b.git_oid} for n, b in sorted(tree.items())]
+        facts = {"_id": "0", "id": repository.name, "modelId": repository.name, "author": USER, "sha": sha}
+        facts |= {"lastModified": date, "createdAt": date, "private": repository.private, "gated": False}
+        facts |= {"disabled": False, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings, "cardData": {}}
+        return facts | ({"config": {}} if repository.kind == "model" else {})
+
+    def send_file(self, repository: Repository, revision: str, path: str):
+        sha = repository.resolve(revision)
+        if sha is None:
+            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        blob = repository.trees[sha].get(path)
+        headers = {"X-Repo-Commit": sha, "X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
+        if blob is None:
+            self.send(b'{"error": "Entry not found"}', 404, headers)
+            return
+        headers = {"ETag": f'"{blob.etag}"', "X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
+        headers |= {"Content-Type": "application/octet-stream"}
+        if blob.is_large:
+            headers |= {"X-Linked-Etag": f'"{blob.etag}"', "X-Linked-Size": str(len(blob.data))}
+        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(match[1]), min(int(match[2] or len(blob.data) - 1), len(blob.data) - 1)
+            headers |= {"Content-Range": f"bytes {first}-{last}/{len(blob.data)}"}
+            self.send(blob.data[first : last + 1], 206, headers)
+        else:
+            self.send(blob.data, 200, headers)
+
+
+def entry(path: str, blob: Blob) -> dict:
+    found = {"type": "file", "path": path, "oid": blob.git_oid, "size": len(blob.data)}
+    if blob.is_large:
+        found["lfs"] = {"oid": blob.sha256, "size": len(blob.data), "pointerSize": 130}
+    return found
+
+
+def listing(tree: dict[str, Blob], path: str, recursive: bool) -> list[dict]:
+    """Files and folders below a path."""
+    prefix = f"{path.strip('/')}/" if path.strip("/") else ""
+    files, folders = [], set()
+    for name, blob in sorted(tree.items()):
+        if not name.startswith(prefix):
+            continue
+        parts = name.removeprefix(prefix).split("/")
+        depth = len(parts) if recursive else min(2, len(parts))
+        folders |= {prefix + "/".join(parts[:n]) for n in range(1, depth)}
+        if recursive or len(parts) == 1:
+            files.append(entry(name, blob))
+    if prefix and not files and not folders:
+        raise Refusal(404, "EntryNotFound", f"{path} does not exist")
+    oids = {name: hashlib.sha1(name.encode()).hexdigest() for name in folders}
+    return [{"type": "directory", "path": name, "oid": oids[name], "size": 0} for name in sorted(folders)] + files
+
+
+if __name__ == "__main__":
+    hub = LocalHub()
+    print(hub.url, flush=True)
+    hub.serve_forever()
