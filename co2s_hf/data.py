@@ -21,6 +21,7 @@ from .views import SCALE_RANGE, Geometry, base_scale, draw_appearance, draw_cutm
 # What random numbers are for, so that no two purposes share them.
 VIEWS_STREAM, LABELED_STREAM, UNLABELED_STREAM = range(3)  # 3 is that of splits.py
 
+AT_ONCE = 64  # rows that are taken from a table together: ten times as fast as one by one
 FEATURES = Features({"image": ImageColumn(decode=False), "label": ImageColumn(decode=False), "row": Value("string")})
 
 
@@ -96,7 +97,9 @@ class Samples(Sequence):
 
     def files(self, column: Literal["image", "label"]) -> Iterator[StoredFile | None]:
         """The files of one column, one after the other, without touching the other column."""
-        return (_stored(row, column) for row in self.table.select_columns([column, "row"]))
+        for batch in self.table.select_columns([column, "row"]).iter(AT_ONCE):
+            for cell, row in zip(batch[column], batch["row"]):
+                yield _stored({column: cell, "row": row}, column)
 
 
 def _stored(row: dict, column: str) -> StoredFile | None:

@@ -1,7 +1,9 @@
 """Overhead scenes drawn procedurally, with their masks: a data set for trying everything without a download.
 
-The classes are WHDLD's. Every scene has its own light, haze and colours; some roofs are as grey as roads and pavement,
-some as blue as water. So a handful of labelled scenes does not show it all.
+The classes are WHDLD's. The ground is much the same everywhere, and every class has its texture: crops stand in rows,
+pavement is laid in slabs, water is smooth. But every scene has its own day and camera: light, haze, colours. A handful
+of labelled scenes shows a few of these; many unlabelled ones, seen in changed colours, teach what does not depend on
+them.
 """
 
 import json
@@ -18,9 +20,13 @@ from .splits import SPLIT_FILES
 CLASSES = BENCHMARKS["whdld"].classes
 BUILDING, ROAD, PAVEMENT, VEGETATION, BARE_SOIL, WATER = range(len(CLASSES))
 
+# What the ground is made of: much the same everywhere.
+CROPS, SOILS = ((95, 135, 60), (130, 150, 75)), ((170, 120, 80), (190, 150, 110))
+WOODS, WATERS = ((35, 65, 30),), ((40, 75, 90), (60, 95, 95))
+ROOFS = ((175, 75, 55), (160, 60, 50), (90, 115, 150), (200, 185, 160))
 # What differs from one scene's day and camera to the next one's; few labelled scenes show little of it.
-EXPOSURE, WHITE_BALANCE, SATURATION = (0.75, 1.2), (0.93, 1.07), (0.7, 1.3)
-HAZE, HAZE_COLOR = (0, 0.25), np.array((190, 200, 210), dtype=np.float32)
+EXPOSURE, WHITE_BALANCE, SATURATION = (0.6, 1.25), (0.87, 1.13), (0.45, 1.3)
+HAZE, HAZE_COLOR = (0, 0.33), np.array((190, 200, 210), dtype=np.float32)
 
 
 class _Scene:
@@ -32,16 +38,34 @@ class _Scene:
         self.labels = np.full((size, size), VEGETATION, dtype=np.uint8)
         self.grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), axis=-1)  # (size, size, xy)
 
+    def one_of(self, colors: tuple[tuple[int, int, int], ...]) -> np.ndarray:
+        """One of the colours, a little different each time."""
+        return np.array(colors[self.rng.integers(len(colors))]) + self.rng.normal(0, 7, size=3)
+
     def noise(self, cells: int) -> np.ndarray:
         """Smooth random field (size, size) of about unit spread, with `cells` bumps to a side."""
         coarse = Image.fromarray(self.rng.normal(size=(cells + 1, cells + 1)).astype(np.float32))
         return np.asarray(coarse.resize((self.size, self.size), Image.Resampling.BICUBIC))
 
-    def paint(self, where: np.ndarray, label: int, color: tuple[float, float, float], roughness: float, cells: int):
-        """Give the pixels `where` a class, a colour and a texture."""
+    def paint(
+        self,
+        where: np.ndarray,
+        label: int,
+        color: tuple[float, float, float],
+        roughness: float,
+        cells: int,
+        grain: float,
+    ):
+        """Give the pixels `where` a class, a colour and a texture of bumps (`cells` to a side) and of grain."""
         texture = roughness * self.noise(min(cells, self.size))[where, None]
-        self.image[where] = np.array(color) + texture + self.rng.normal(0, 4, size=(int(where.sum()), 1))
+        self.image[where] = np.array(color) + texture + self.rng.normal(0, grain, size=(int(where.sum()), 1))
         self.labels[where] = label
+
+    def stripes(self, period_px: float) -> np.ndarray:
+        """Parallel waves (size, size) between -1 and 1 in a random direction."""
+        direction = self.rng.uniform(0, np.pi)
+        across = self.grid @ np.array([np.cos(direction), np.sin(direction)])
+        return np.sin(2 * np.pi * across / period_px)
 
     def polygon(self, points: np.ndarray) -> np.ndarray:
         """Boolean (size, size), true inside the polygon of (n, xy) points."""
@@ -62,29 +86,29 @@ class _Scene:
         owner = distances.argmin(axis=-1)
         for index in range(len(centers)):
             where = owner == index
-            if self.rng.random() < 0.35:
-                self.paint(where, BARE_SOIL, self.rng.uniform((140, 100, 60), (195, 150, 105)), 8, 24)
+            kind = self.rng.random()
+            if kind < 0.35:
+                self.paint(where, BARE_SOIL, self.one_of(SOILS), 10, 10, grain=2)
+            elif kind < 0.75:
+                self.paint(where, VEGETATION, self.one_of(CROPS), 5, 24, grain=4)
+                self.image[where] += 14 * self.stripes(self.rng.uniform(6, 9))[where, None]  # crops in rows
             else:
-                self.paint(where, VEGETATION, self.rng.uniform((70, 105, 45), (135, 160, 90)), 7, 24)
-            if self.rng.random() < 0.5:  # ploughed or sown in rows
-                direction = self.rng.uniform(0, np.pi)
-                across = self.grid @ np.array([np.cos(direction), np.sin(direction)])
-                self.image[where] += 10 * np.sin(across * self.rng.uniform(0.5, 1.1))[where, None]
+                self.paint(where, VEGETATION, self.one_of(CROPS), 12, 40, grain=6)
 
     def woods(self):
         """Scatter dark, rough patches of trees."""
         where = self.noise(5) > self.rng.uniform(0.6, 1.6)
-        self.paint(where, VEGETATION, self.rng.uniform((25, 55, 20), (55, 85, 45)), 16, 48)
+        self.paint(where, VEGETATION, self.one_of(WOODS), 18, 48, grain=6)
 
     def water(self):
         """Add a lake, a river, or neither."""
         kind = self.rng.random()
-        color = self.rng.uniform((25, 50, 60), (75, 110, 120))
+        color = self.one_of(WATERS)
         if kind < 0.4:
             where = self.noise(3) > self.rng.uniform(0.7, 1.3)
-            self.paint(where, WATER, color, 3, 8)
+            self.paint(where, WATER, color, 3, 4, grain=0.7)
         elif kind < 0.65:
-            self.paint(self.line(self.crossing(bends=4), self.rng.integers(14, 28)), WATER, color, 3, 8)
+            self.paint(self.line(self.crossing(bends=4), self.rng.integers(14, 28)), WATER, color, 3, 4, grain=0.7)
 
     def crossing(self, bends: int) -> np.ndarray:
         """A polyline (bends + 2, xy) from one side of the scene to the opposite one."""
@@ -99,12 +123,18 @@ class _Scene:
         widths = [int(self.rng.integers(8, 14)) for _ in lines]
         for points, width in zip(lines, widths):
             if self.rng.random() < 0.6:
-                gray = self.rng.uniform(150, 195)
-                self.paint(self.line(points, width + 10), PAVEMENT, (gray, gray, gray - 6), 5, 32)
+                self.pave(self.line(points, width + 10))
         for points, width in zip(lines, widths):
-            gray = self.rng.uniform(75, 125)
-            self.paint(self.line(points, width), ROAD, (gray, gray, gray + 4), 4, 32)
+            gray = self.rng.uniform(70, 95)
+            self.paint(self.line(points, width), ROAD, (gray, gray, gray + 4), 2, 16, grain=2)
+            self.image[self.line(points, 1)] += 80  # the middle line
         return lines
+
+    def pave(self, where: np.ndarray):
+        """Lay slabs on the pixels `where`."""
+        gray, pitch = self.rng.uniform(155, 185), self.rng.integers(5, 8)
+        self.paint(where, PAVEMENT, (gray, gray, gray - 6), 3, 24, grain=3)
+        self.image[where & (self.grid % pitch == 0).any(axis=-1)] -= 35
 
     def buildings(self, roads: list[np.ndarray]):
         """Add houses along the roads, with shadows and sometimes a paved yard."""
@@ -125,14 +155,12 @@ class _Scene:
             if not roof.any() or (roof & taken).any():
                 continue
             if self.rng.random() < 0.4:
-                gray = self.rng.uniform(140, 190)
-                yard = self.polygon(center + (outline - center) * 1.6) & ~taken
-                self.paint(yard, PAVEMENT, (gray, gray, gray - 6), 5, 32)
+                self.pave(self.polygon(center + (outline - center) * 1.6) & ~taken)
             self.image[self.polygon(outline + shadow_offset) & ~roof] *= 0.5
-            color = ((175, 75, 55), (160, 60, 50), (90, 115, 150), (150, 150, 155))[self.rng.integers(4)]
-            self.paint(roof, BUILDING, color + self.rng.normal(0, 10, size=3), 4, 16)
-            ridge = self.line(np.stack([center - half[0] * direction, center + half[0] * direction]), 1) & roof
-            self.image[ridge] += 25
+            self.paint(roof, BUILDING, self.one_of(ROOFS), 2, 8, grain=2)
+            lit = self.polygon(center + (corners * (1, 0.5) + (0, 0.5) * half) @ np.stack([direction, normal]))
+            self.image[roof & lit] += 22  # the slope towards the sun
+            self.image[roof & ~lit] -= 22
             taken |= self.polygon(center + (outline - center) * 1.2)
 
     def photograph(self) -> np.ndarray:
