@@ -4,7 +4,8 @@ import argparse
 import difflib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import Field, field, fields
 from fractions import Fraction
 from pathlib import Path
@@ -56,6 +57,15 @@ def parse_arguments(arguments_class: type[T], description: str, command_line: Se
         return parser.parse_args_into_dataclasses(command_line)[0]
     except (ValueError, OSError) as error:
         parser.error(str(error))
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """End the program with the message alone, no traceback, where what is wrong is the user's to mend."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
 
 
 def parse_fraction(text: str) -> float:

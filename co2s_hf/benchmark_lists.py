@@ -23,7 +23,8 @@ def fetch_lists(dataset: str, partition: int, url: str, splits_dir: Path | None 
         dataset: Key of `BENCHMARKS`.
         partition: Denominator of the labelled share.
         url: What `<dataset>/val.txt` and `<dataset>/1_<partition>/labeled.txt` lie below.
-        splits_dir: Folder with `val.txt` and `1_<partition>/`, instead of the network.
+        splits_dir: Instead of the network: the authors' folder of lists, that of one benchmark, or one with
+            labeled.txt, unlabeled.txt and val.txt, such as a run writes.
 
     Raises:
         ConnectionError: A list is neither in the cache nor to be had.
@@ -32,7 +33,15 @@ def fetch_lists(dataset: str, partition: int, url: str, splits_dir: Path | None 
     lists = {}
     for split in SPLITS:
         name = SPLIT_FILES[split] if split == "validation" else f"1_{partition}/{SPLIT_FILES[split]}"
-        path = splits_dir / name if splits_dir else _fetched(f"{url.rstrip('/')}/{dataset}/{name}")
+        if splits_dir is None:
+            path = _fetched(f"{url.rstrip('/')}/{dataset}/{name}")
+        else:
+            candidates = [splits_dir / dataset / name, splits_dir / name, splits_dir / SPLIT_FILES[split]]
+            path = next((path for path in candidates if path.exists()), None)
+            if path is None:
+                raise FileNotFoundError(
+                    f"'{splits_dir}' has neither {dataset}/{name} nor {name} nor {candidates[2].name}."
+                )
         lists[split] = read_list(path, label_needed=split != "unlabeled")
     return lists
 

@@ -12,6 +12,13 @@ from .splits import SPLITS
 MOST_OF_A_KIND = 20
 
 
+_REMEDY_FOR_EMPTY = {
+    "labeled": "Label some images.",
+    "unlabeled": "Add images without labels, choose a smaller --labeled_fraction, or train with --method supervised.",
+    "validation": "Set some labelled images apart, or draw them with --labeled_fraction and --validation_fraction.",
+}
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that is wrong (or, as a warning, odd): its kind, and a message with file, value and remedy."""
@@ -33,18 +40,21 @@ class Scans:
     labels: list[LabelFacts | None] | None
 
 
-def check(scans: dict[str, Scans], id2label: dict[int, str], ignore_index: int = IGNORE) -> list[Finding]:
+def check(
+    scans: dict[str, Scans], id2label: dict[int, str], ignore_index: int = IGNORE, needed: Iterable[str] = SPLITS
+) -> list[Finding]:
     """Everything that is wrong with the sets.
 
     Args:
         scans: "labeled", "unlabeled" and "validation" -> what is in their files.
         id2label: The classes.
         ignore_index: Value in the files that means "no class", for the messages.
+        needed: Sets that must not be empty.
     """
     findings = []
     for split, scan in scans.items():
-        if not scan.images:
-            findings.append(Finding("empty lists", f"There is no {split} image. Add some, or draw the sets anew."))
+        if not scan.images and split in needed:
+            findings.append(Finding("empty lists", f"There is no {split} image. {_REMEDY_FOR_EMPTY[split]}"))
         findings += _unreadable(scan)
         if scan.labels is not None:
             findings += _missing_labels(split, scan)
@@ -129,7 +139,7 @@ def _values(split: str, scan: Scans, id2label: dict[int, str], ignore_index: int
             yield Finding(
                 "labels without a rule",
                 f"{facts.name} has the label {value} ({pixels} px, the first at column {column}, row {row}), which no "
-                "rule covers. Add it to --label_map or --label_colors, or correct the file.",
+                "rule covers. Add it to --label_map or --label_colors, pass it as --ignore_index, or correct it.",
             )
         if set(facts.counts) == {IGNORE} and not facts.unknown:
             yield Finding(
@@ -143,7 +153,7 @@ def _values(split: str, scan: Scans, id2label: dict[int, str], ignore_index: int
             f"No pixel of the {len(readable)} {split} images has a class: all are {ignore_index}, the ignore value. "
             "Pass another --ignore_index if it stands for a class.",
         )
-    if ignore_index == IGNORE and len(id2label) == 2 and set(present) == {0, IGNORE}:
+    if ignore_index == IGNORE and len(id2label) <= 2 and set(present) == {0, IGNORE}:
         yield Finding(
             "labels outside the classes",
             f"The {split} label maps hold 0 and 255 alone, and 255 means 'no class': there is one class to learn. If "
@@ -169,9 +179,7 @@ def _in_two_sets(scans: dict[str, Scans]) -> Iterator[Finding]:
                 yield Finding("images in two places", message, is_warning=other == split)
             elif facts.digest and facts.digest in contents:
                 other, twin = contents[facts.digest]
-                message = (
-                    f"{facts.name} ({split}) has the same bytes as {twin} ({other}). Take one of them off its list."
-                )
+                message = f"{facts.name} ({split}) has the same bytes as {twin} ({other}). Keep one of them."
                 leaks = split == "validation" and other != "validation"
                 yield Finding("images in two places", message, is_warning=not leaks)
             names.setdefault(facts.name, split)
@@ -179,7 +187,7 @@ def _in_two_sets(scans: dict[str, Scans]) -> Iterator[Finding]:
 
 
 def _never_labeled(scan: Scans, id2label: dict[int, str]) -> Iterator[Finding]:
-    present = {index for facts in scan.labels if facts is not None for index in facts.classes}
+    present = {index for facts in scan.labels or () if facts is not None for index in facts.classes}
     for index, name in id2label.items():
         if index not in present and present:
             yield Finding(

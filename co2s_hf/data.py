@@ -68,13 +68,17 @@ class Samples(Sequence):
         return cls(Table.from_dict(columns, features=FEATURES), **rules)
 
     @property
+    def paths(self) -> list[str]:
+        """What the image files are (or, inside a data set, were) called; nothing where that is not known."""
+        paths = []
+        for batch in self.table.select_columns("image").with_format("arrow").iter(1000):
+            paths += pc.struct_field(batch["image"], "path").to_pylist()  # without the bytes beside them
+        return [path or "" for path in paths]
+
+    @property
     def names(self) -> list[str]:
         """What tells the images apart: their paths, after their place in a data set."""
-        names = []
-        for batch in self.table.select_columns(["image", "row"]).with_format("arrow").iter(1000):
-            paths = pc.struct_field(batch["image"], "path").to_pylist()  # without the bytes beside them
-            names += [str(StoredFile(path or "", row=row)) for path, row in zip(paths, batch["row"].to_pylist())]
-        return names
+        return [str(StoredFile(path, row=row)) for path, row in zip(self.paths, self.table["row"][:])]
 
     def __len__(self) -> int:
         return len(self.table)

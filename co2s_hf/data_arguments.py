@@ -3,12 +3,24 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from .arguments import parse_fraction, setting
 from .catalog import BENCHMARKS, SPLITS_URL
 from .configuration_co2s import Co2SConfig
 from .reading import IGNORE, ImageRule
+
+
+FOR_SOURCES = {  # which source a setting is for, where it is not for all
+    "partition": ("dataset",),
+    "splits_dir": ("data_dir", "dataset"),
+    "dataset_config": ("dataset_name",),
+    "dataset_revision": ("dataset_name", "dataset"),
+    "split_column": ("dataset_name",),
+    "labeled_fraction": ("data_dir", "dataset_name"),
+    "group_regex": ("data_dir", "dataset_name"),
+}
 
 
 @dataclass
@@ -21,14 +33,17 @@ class DataArguments:
     dataset_name: str | None = setting(
         None, "Data set of the Hub, or a folder made by save_to_disk, prepare_dataset.py or of parquet files."
     )
-    dataset_revision: str | None = setting(None, "Branch, tag or commit of that data set.")
+    dataset_config: str | None = setting(None, "Configuration of that data set, where it has several.")
+    dataset_revision: str | None = setting(None, "Branch, tag or commit of a data set of the Hub.")
     dataset: Literal[tuple(BENCHMARKS)] | None = setting(
         None, "Benchmark of the paper: images from the Hub (or --data_dir), lists from the authors' repository."
     )
     partition: str | None = setting(None, "Labelled share of that benchmark, such as 1_24. Left out: the smallest.")
     splits_url: str = setting(SPLITS_URL, "Where its lists are fetched from, once.")
     splits_dir: str | None = setting(
-        None, "Folder with labeled.txt, unlabeled.txt and val.txt. Left out: splits/ of --data_dir."
+        None,
+        "Folder with labeled.txt, unlabeled.txt and val.txt; of a benchmark also the authors' folder of lists. Left "
+        "out: splits/ of --data_dir.",
     )
 
     image_column: str = setting("image", "Column of --dataset_name with the images.")
@@ -67,8 +82,7 @@ class DataArguments:
         """Refuse values that cannot work, before anything is read."""
         if self.dataset_name is not None and (self.data_dir or self.dataset):
             raise ValueError("Give one source: --data_dir, --dataset_name or --dataset.")
-        if self.partition is not None and self.dataset is None:
-            raise ValueError(f"--partition {self.partition} is a share of a benchmark: pass --dataset, too.")
+        self._check_source()
         if sum((self.reduce_labels, self.label_map is not None, self.label_colors is not None)) > 1:
             raise ValueError(
                 "Give one of --reduce_labels, --label_map and --label_colors: each says what labels mean."
@@ -83,8 +97,21 @@ class DataArguments:
                 raise ValueError(f"--group_regex '{self.group_regex}' is no regular expression: {error}.") from error
         if self.report is not None and not self.report.lower().endswith((".html", ".png")):
             raise ValueError(f"--report is '{self.report}'; name a file that ends in .html or .png.")
+        if self.label_colors is not None and not Path(self.label_colors).is_file():
+            raise ValueError(f"--label_colors '{self.label_colors}' does not exist.")
         self.image_rule()
         parse_label_map(self.label_map)
+
+    def _check_source(self):
+        """Refuse settings of other ways in than the one that is taken: they would be ignored."""
+        source = "dataset" if self.dataset else "dataset_name" if self.dataset_name else "data_dir"
+        for name, sources in FOR_SOURCES.items():
+            if getattr(self, name) is not None and source not in sources:
+                taken = " or ".join(f"--{other}" for other in sources)
+                raise ValueError(f"--{name} {getattr(self, name)} goes with {taken}, not with --{source}.")
+        is_local = self.dataset_name is not None and Path(self.dataset_name).is_dir()
+        if self.dataset_revision is not None and is_local:
+            raise ValueError(f"--dataset_revision {self.dataset_revision}: the folder {self.dataset_name} has none.")
 
     def image_rule(self, config: Co2SConfig | None = None) -> ImageRule:
         """The rule for images, of a trained model unless it is given; percentiles are left to the images to tell."""
@@ -142,4 +169,7 @@ def parse_label_map(text: str | None) -> tuple[tuple[int, int], ...] | None:
     pairs = [re.fullmatch(r"\s*(\d+)\s*=\s*(\d+)\s*", part) for part in text.split(",")]
     if not all(pairs) or any(int(pair[2]) >= IGNORE for pair in pairs):
         raise ValueError(f"--label_map is '{text}'; write VALUE=CLASS,VALUE=CLASS with classes from 0 to 254.")
+    values = [int(pair[1]) for pair in pairs]
+    if len(set(values)) != len(values):
+        raise ValueError(f"--label_map is '{text}'; it gives one value two classes.")
     return tuple((int(pair[1]), int(pair[2])) for pair in pairs)

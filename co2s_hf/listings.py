@@ -3,28 +3,28 @@
 Nothing is written into, or removed from, what people have.
 """
 
-import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Value, concatenate_datasets, load_dataset, load_from_disk
 from datasets import Image as ImageColumn
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError
 
 from .benchmark_lists import fetch_lists, unexpected_sizes
 from .catalog import BENCHMARKS, DATASETS_REPOSITORY
 from .checks import Finding
+from .class_files import CLASSES_FILE, ClassDescription, read_classes
 from .data import Samples
 from .data_arguments import DataArguments
-from .reading import IGNORE, IMAGE_SUFFIXES, LabelRule
+from .reading import IMAGE_SUFFIXES, LabelRule
 from .splits import SPLIT_FILES, SPLITS, Line, read_list
 
 
-CLASSES_FILE = "classes.json"
+OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Listing:
 
     sets: dict[str, Samples]  # those that are settled
     pool: Samples | None  # what the others are drawn from
-    classes: list[dict]  # entries of classes.json; none where nothing describes them
-    label_rule: LabelRule
+    description: ClassDescription  # empty where nothing describes the classes
+    label_rule: LabelRule = LabelRule()
     root: str = ""  # what names in lists are relative to
     findings: Sequence[Finding] = ()
 
@@ -62,132 +62,167 @@ def _list_folder(args: DataArguments) -> Listing:
     splits_dir = Path(args.splits_dir) if args.splits_dir else root / "splits"
     if args.splits_dir and not splits_dir.is_dir():
         raise FileNotFoundError(f"The folder of lists '{splits_dir}' does not exist.")
-    classes = read_classes(root / CLASSES_FILE)
-    rule = LabelRule()
+    description = _description_at(root / CLASSES_FILE)
+    rule = LabelRule(ignore_index=description.ignore_index)
     if args.labeled_fraction is None and splits_dir.is_dir():
         sets = {name: _read_set(root, splits_dir, name) for name in SPLITS}
-        return Listing(sets, None, classes, rule, str(root))
+        return Listing(sets, None, description, rule, str(root))
     sets = {}
-    pool = _pair_files(root)
+    pool, findings = _pair_files(root)
     if (splits_dir / SPLIT_FILES["validation"]).exists():
         sets["validation"] = _read_set(root, splits_dir, "validation")
         held_out = set(sets["validation"].names)
         pool = pool.select([place for place, name in enumerate(pool.names) if name not in held_out])
-    return Listing(sets, pool, classes, rule, str(root))
+    return Listing(sets, pool, description, rule, str(root), findings)
+
+
+def _description_at(path: Path | None) -> ClassDescription:
+    return read_classes(path) if path is not None and path.exists() else ClassDescription()
 
 
 def _read_set(root: Path, splits_dir: Path, name: str) -> Samples:
-    lines = read_list(splits_dir / SPLIT_FILES[name], label_needed=name != "unlabeled")
-    if name == "unlabeled":  # their masks need not be there
+    return _of_lines(root, name, read_list(splits_dir / SPLIT_FILES[name], label_needed=name != "unlabeled"))
+
+
+def _of_lines(root: Path, split: str, lines: list[Line]) -> Samples:
+    if split == "unlabeled":  # their masks need not be there
         lines = [(image, label if label is not None and (root / label).exists() else None) for image, label in lines]
-    return _of_lines(root, lines)
-
-
-def _of_lines(root: Path, lines: list[Line]) -> Samples:
     labels = [None if label is None else str(root / label) for _, label in lines]
     return Samples.of_files([str(root / image) for image, _ in lines], labels)
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Every image file in a folder and those below it, sorted.
+    """Every image file in a folder and those below it, sorted; hidden ones are left out.
 
     Raises:
         FileNotFoundError: The folder does not exist.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"The folder '{folder}' does not exist.")
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    found = []
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _pair_files(root: Path) -> Samples:
-    """Every image of a folder, with the label file of the same name, whatever the suffix."""
-    labels: dict[Path, Path] = {}
-    for path in find_images(root / "labels"):
-        key = path.relative_to(root / "labels").with_suffix("")
-        if key in labels:
-            raise ValueError(f"'{path}' and '{labels[key]}' are both labels of the image {key}. Keep one of them.")
-        labels[key] = path
-    images = find_images(root / "images")
+def _pair_files(root: Path) -> tuple[Samples, list[Finding]]:
+    """Every image of a folder, with the label file of the same name, whatever the suffix; labels without an image."""
+    images, labels = (_by_stem(root / name) for name in ("images", "labels"))
     if not images:
         raise ValueError(f"'{root / 'images'}' holds no images ({', '.join(IMAGE_SUFFIXES)}).")
-    paired = [labels.get(path.relative_to(root / "images").with_suffix("")) for path in images]
-    return Samples.of_files(list(map(str, images)), [None if path is None else str(path) for path in paired])
+    lonely = [path for stem, path in labels.items() if stem not in images]
+    if lonely and len(lonely) == len(labels):
+        raise ValueError(
+            f"No label file has the name of an image: '{lonely[0]}' would belong to "
+            f"'{root / 'images' / lonely[0].relative_to(root / 'labels').with_suffix('.*')}'. Rename the files."
+        )
+    findings = [
+        Finding("labels without an image", f"{path} has no image of its name. Rename one of them.", is_warning=True)
+        for path in lonely
+    ]
+    paired = [str(labels[stem]) if stem in labels else None for stem in images]
+    return Samples.of_files(list(map(str, images.values())), paired), findings
+
+
+def _by_stem(folder: Path) -> dict[Path, Path]:
+    """Image files by their place and name below a folder, without the suffix."""
+    files: dict[Path, Path] = {}
+    for path in find_images(folder):
+        stem = path.relative_to(folder).with_suffix("")
+        if files.setdefault(stem, path) != path:
+            raise ValueError(
+                f"'{files[stem]}' and '{path}' have one name: labels could not tell them apart. Rename one."
+            )
+    return files
 
 
 def _list_dataset(args: DataArguments) -> Listing:
-    splits, classes_path = _load_splits(args.dataset_name, args.dataset_revision)
-    for name, table in splits.items():
-        for column in (args.image_column, args.label_column, args.split_column):
-            if (
-                column is not None
-                and column not in table.column_names
-                and not (name == "unlabeled" and column == args.label_column)
-            ):
-                raise ValueError(
-                    f"The split '{name}' of {args.dataset_name} has no column '{column}', but "
-                    f"{', '.join(table.column_names)}. Name it with --image_column, --label_column or --split_column."
-                )  # fmt: skip
+    splits, classes_path = _load_splits(args)
+    tables = {name: _two_columns(table, args, name) for name, table in splits.items()}
     if args.split_column is not None:
-        splits = _by_column(splits, args.split_column)
-    sets = {name: _samples_of(table, args, name) for name, table in splits.items()}
-    description = _read_description(classes_path)
-    rule = LabelRule(ignore_index=description.get("ignore_index", IGNORE))
-    classes = description.get("classes", [])
-    if set(SPLITS) <= set(sets) and args.labeled_fraction is None:
-        return Listing({name: sets[name] for name in SPLITS}, None, classes, rule)
-    held_out = [name for name in ("validation", "test") if name in sets]
-    settled = {"validation": sets[held_out[0]]} if held_out else {}
-    pool = [samples for name, samples in sets.items() if name not in held_out]
-    if not pool:
-        raise ValueError(f"{args.dataset_name} has the splits {', '.join(sets)}; none is for training.")
-    joined = pool[0]
-    for samples in pool[1:]:
-        joined = joined + samples
-    return Listing(settled, joined, classes, rule)
+        tables = _by_column(tables, args.split_column)
+    sets = {}
+    for name, table in tables.items():
+        split = OTHER_NAMES.get(name, name)
+        if split not in (*SPLITS, "train", "test"):
+            raise ValueError(
+                f"{args.dataset_name} has a split '{name}'; expected {', '.join((*SPLITS, 'train', 'test'))}. Say "
+                "what its rows are for in a column, and name that: --split_column."
+            )
+        sets[split] = Samples(table)
+    if "test" in sets:  # a set of its own to measure on, unless there is a better one
+        sets.setdefault("validation", sets.pop("test"))
+        sets.pop("test", None)
+    description = _description_at(classes_path)
+    rule = LabelRule(ignore_index=description.ignore_index)
+    if "train" not in sets and args.labeled_fraction is None:
+        if set(sets) == {"labeled", "unlabeled"}:  # validation is drawn from what has labels
+            return Listing({"unlabeled": sets["unlabeled"]}, sets["labeled"], description, rule)
+        return Listing(sets, None, description, rule)
+    settled = {"validation": sets.pop("validation")} if "validation" in sets else {}
+    pool = None
+    for samples in sets.values():
+        pool = samples if pool is None else pool + samples
+    return Listing(settled, pool, description, rule)
 
 
-def _load_splits(name: str, revision: str | None) -> tuple[dict[str, Dataset], Path | None]:
+def _load_splits(args: DataArguments) -> tuple[dict[str, Dataset], Path | None]:
     """The splits of a data set, and its classes.json where it has one."""
-    folder = Path(name)
+    name, revision, folder = args.dataset_name, args.dataset_revision, Path(args.dataset_name)
     if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
         loaded = load_from_disk(name)
     else:
-        loaded = load_dataset(name, revision=None if folder.is_dir() else revision)
+        loaded = load_dataset(name, args.dataset_config, revision=revision)
     splits = dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
     if folder.is_dir():
         return splits, folder / CLASSES_FILE
     try:
         return splits, Path(hf_hub_download(name, CLASSES_FILE, repo_type="dataset", revision=revision))
-    except HfHubHTTPError:  # it need not have one
+    except EntryNotFoundError:  # it need not have one
         return splits, None
 
 
-def _by_column(splits: dict[str, Dataset], column: str) -> dict[str, Dataset]:
+def _two_columns(table: Dataset, args: DataArguments, split: str) -> Dataset:
+    """The columns that matter, undecoded, with every row's place.
+
+    Columns are added before rows are selected: afterwards `datasets` would write a copy beside the data.
+    """
+    needed = [args.image_column, args.label_column, args.split_column]
+    for name in needed:
+        if name not in (None, *table.column_names) and (split, name) != ("unlabeled", args.label_column):
+            raise ValueError(
+                f"The split '{split}' of {args.dataset_name} has no column '{name}', but "
+                f"{', '.join(table.column_names)}. Name it with --image_column, --label_column or --split_column."
+            )
+    kept = [name for name in needed if name in table.column_names and table.features[name] != Value("null")]
+    table = table.select_columns(kept)
+    if args.label_column not in kept:
+        table = table.add_column(args.label_column, [None] * len(table), feature=ImageColumn(decode=False))
+    for column, name in (("image", args.image_column), ("label", args.label_column)):
+        if not isinstance(table.features[name], ImageColumn):
+            raise ValueError(
+                f"The column of {column}s of {args.dataset_name} is {table.features[name]}; expected images. A folder "
+                "with images/ and labels/ opens with --data_dir."
+            )
+        table = table.cast_column(name, ImageColumn(decode=False))
+        table = table if name == column else table.rename_column(name, column)
+    return table.add_column("row", [f"{split}[{place}]" for place in range(len(table))])
+
+
+def _by_column(tables: dict[str, Dataset], column: str) -> dict[str, Dataset]:
     """Every row in the split that its own column names."""
     rows: dict[str, Dataset] = {}
-    for table in splits.values():
-        values = np.array(table[column])
-        for value in np.unique(values):
-            if value not in SPLITS:
-                raise ValueError(f"The column '{column}' holds '{value}'; expected one of {', '.join(SPLITS)}.")
-            part = table.select(np.flatnonzero(values == value))
+    for table in tables.values():
+        values, feature = table[column][:], table.features[column]
+        if isinstance(feature, ClassLabel):
+            values = [None if value is None else feature.int2str(value) for value in values]
+        if None in values:
+            raise ValueError(f"The column '{column}' says nothing of {table['row'][values.index(None)]}.")
+        for value in dict.fromkeys(values):
+            part = table.select([place for place, other in enumerate(values) if other == value])
             rows[value] = concatenate_datasets([rows[value], part]) if value in rows else part
-    return rows
-
-
-def _samples_of(table: Dataset, args: DataArguments, split: str) -> Samples:
-    """The two columns that matter, undecoded, and every row's place."""
-    if args.label_column not in table.column_names:
-        table = table.add_column(args.label_column, [None] * len(table), feature=ImageColumn(decode=False))
-    table = table.select_columns([args.image_column, args.label_column])
-    table = table.rename_columns({args.image_column: "image", args.label_column: "label"})
-    for column in ("image", "label"):
-        if not isinstance(table.features[column], ImageColumn):
-            raise ValueError(
-                f"The column of {column}s of {args.dataset_name} is {table.features[column]}; expected images."
-            )
-        table = table.cast_column(column, ImageColumn(decode=False))
-    return Samples(table.add_column("row", [f"{split}[{place}]" for place in range(len(table))]))
+    return {name: table.remove_columns(column) for name, table in rows.items()}
 
 
 def _list_benchmark(args: DataArguments) -> Listing:
@@ -207,11 +242,13 @@ def _list_benchmark(args: DataArguments) -> Listing:
             allow_patterns=f"{facts.folder}/*",
         )
         root = Path(snapshot) / facts.folder
-    sets = {name: _of_lines(root, lines) for name, lines in lists.items()}
+    sets = {name: _of_lines(root, name, lines) for name, lines in lists.items()}
     sizes = unexpected_sizes(args.dataset, denominator, {name: len(lines) for name, lines in lists.items()})
-    entries = [{"name": c.name, "color": list(c.color), "concepts": c.concepts} for c in facts.classes]
+    entries = tuple({"name": c.name, "color": list(c.color), "concepts": c.concepts} for c in facts.classes)
     oddities = [Finding("lists unlike the paper's", message, is_warning=True) for message in sizes]
-    return Listing(sets, None, entries, LabelRule(reduce_labels=facts.reduce_labels), str(root), oddities)
+    return Listing(
+        sets, None, ClassDescription(entries), LabelRule(reduce_labels=facts.reduce_labels), str(root), oddities
+    )
 
 
 def _parse_partition(text: str | None, dataset: str) -> int:
@@ -224,32 +261,3 @@ def _parse_partition(text: str | None, dataset: str) -> int:
             f"--partition is '{text}'; {dataset} has {', '.join(f'1_{denominator}' for denominator in known)}."
         )
     return int(match[1])
-
-
-def read_classes(path: Path) -> list[dict]:
-    """The entries of a `classes.json`; none where there is no such file.
-
-    Raises:
-        ValueError: The file does not describe classes.
-    """
-    return _read_description(path).get("classes", [])
-
-
-def _read_description(path: Path | None) -> dict:
-    """`classes`, and `ignore_index` where the file gives it. A bare list stands for the classes."""
-    if path is None or not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON file: {error}.") from error
-    description = {"classes": content} if isinstance(content, list) else content
-    classes = description.get("classes") if isinstance(description, dict) else None
-    if not isinstance(classes, list) or not all(
-        isinstance(c, dict) and isinstance(c.get("name"), str) for c in classes
-    ):
-        raise ValueError(
-            f'{path} must be a list in label order, with a name for every class: [{{"name": "water", "color": '
-            "[0, 0, 255]}, ...]."
-        )
-    return description

@@ -39,8 +39,7 @@ def prepared(
     Raises:
         ValueError: The overlap is not smaller than the tile.
     """
-    if tile_size is not None and not 0 <= tile_overlap < tile_size:
-        raise ValueError(f"The overlap of {tile_overlap} px must be smaller than the tile of {tile_size} px.")
+    check_tiles(tile_size, tile_overlap)
     return DatasetDict(
         {
             split: Dataset.from_generator(
@@ -53,6 +52,16 @@ def prepared(
             for split in SPLITS
         }
     )
+
+
+def check_tiles(tile_size: int | None, tile_overlap: int):
+    """Refuse an overlap that leaves no step from tile to tile.
+
+    Raises:
+        ValueError: The overlap is not smaller than the tile.
+    """
+    if tile_size is not None and not 0 <= tile_overlap < tile_size:
+        raise ValueError(f"The overlap of {tile_overlap} px must be smaller than the tile of {tile_size} px.")
 
 
 def description(source: Source) -> dict:

@@ -7,7 +7,7 @@ holds.
 import io
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,27 +135,29 @@ class LabelRule:
             ValueError: It cannot be read, is no map of labels, or has values without a rule.
         """
         values = self.read_values(file)
-        indices = self.indices(values)
+        indices = self._of_bytes[values] if values.dtype == np.uint8 else self.indices(values)
         if (indices == UNKNOWN).any():
             unknown = self.show(int(values[indices == UNKNOWN][0]))
             raise ValueError(f"{file} has the label {unknown}, which no rule covers.")
         return Image.fromarray(indices.astype(np.uint8))
 
     def read_values(self, file: StoredFile) -> np.ndarray:
-        """The values as they stand in the file, (height, width), int64; colours as 65536 red + 256 green + blue."""
-        with opened(file) as image:
+        """The values as they stand in the file, (height, width), integers; colours as 65536 red + 256 green + blue."""
+        with opened(file, "one band of class indices. Save it as an 8-bit PNG.") as image:
             if self.colors is not None:
-                red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int64), -1, 0)
+                red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int32), -1, 0)
                 return (red << 16) + (green << 8) + blue
-            if image.mode not in ("L", "P", "I", "I;16", "1"):
-                raise ValueError(
-                    f"{file} {_held_by(image)}; expected one band of class indices. If its colours stand for classes, "
-                    "list them: --label_colors classes.json."
-                )
-            return np.asarray(image).astype(np.int64)  # a palette is for viewing: the indices behind it count
+            if image.mode not in ("L", "P", "I", "I;16", "I;16B", "1"):
+                remedy = "Save whole numbers."
+                if len(image.getbands()) > 1:
+                    remedy = "If its colours stand for classes, list them: --label_colors classes.json."
+                raise ValueError(f"{file} {_held_by(image)}; expected one band of class indices. {remedy}")
+            values = np.asarray(image)  # a palette is for viewing: the indices behind it count
+            return values.astype(np.uint8) if image.mode == "1" else values
 
     def indices(self, values: np.ndarray) -> np.ndarray:
         """Class indices of values as they stand in a file; 255 for "no class", -1 where no rule covers the value."""
+        values = values.astype(np.int64)
         if self._table is not None:
             known, meaning = self._table
             place = np.searchsorted(known, values).clip(max=len(known) - 1)
@@ -164,6 +166,11 @@ class LabelRule:
         if self.reduce_labels:
             ignored, values = ignored | (values == 0), values - 1
         return np.where(ignored, IGNORE, np.where((values < 0) | (values >= IGNORE), UNKNOWN, values))
+
+    @cached_property
+    def _of_bytes(self) -> np.ndarray:
+        """Class indices of the values 0 to 255: looking them up is quicker than working each pixel out."""
+        return self.indices(np.arange(256)).astype(np.int16)
 
     def show(self, value: int) -> str:
         """A value as its file has it: a number or an RGB colour."""
@@ -189,22 +196,38 @@ def _code(color: tuple[int, int, int]) -> int:
 
 
 @contextmanager
-def opened(file: StoredFile) -> Iterator[Image.Image]:
-    """The file as Pillow opens it; what Pillow says of a broken file becomes an error that names it."""
+def opened(file: StoredFile, expected: str | None = None) -> Iterator[Image.Image]:
+    """The file as Pillow opens it; what Pillow says of a broken file becomes an error that names it.
+
+    Args:
+        file: An image or a label map.
+        expected: What a raster that Pillow does not know should have been; 8-bit RGB when left out.
+    """
     try:
-        with file.open() as stream, Image.open(stream) as image:
+        with file.open() as stream, _pillow_image(stream) as image:
             yield image
     except Image.UnidentifiedImageError as error:
         held = _describe_raster(file)
         if held is None:
             raise ValueError(f"{file} cannot be read as an image. Replace it, or take it off its list.") from error
-        raise ValueError(f"{file} holds {held}; expected 8-bit RGB. {_band_remedy()}") from error
+        raise ValueError(f"{file} holds {held}; expected {expected or '8-bit RGB. ' + _band_remedy()}") from error
     except FileNotFoundError as error:
         raise ValueError(f"{file} does not exist. Correct the list that it is on.") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{file} cannot be read as an image: {error}. Replace it, or take it off its list."
         ) from error
+
+
+@contextmanager
+def _pillow_image(stream: BinaryIO) -> Iterator[Image.Image]:
+    """Pillow's image, whose complaints about the content are all of one kind: some are bare ValueErrors."""
+    try:
+        image = Image.open(stream)
+    except ValueError as error:
+        raise OSError(str(error)) from error
+    with image:
+        yield image
 
 
 def read_bands(file: StoredFile, bands: tuple[int, ...] | None = None) -> np.ndarray:
@@ -216,38 +239,49 @@ def read_bands(file: StoredFile, bands: tuple[int, ...] | None = None) -> np.nda
         ImportError: rasterio is missing.
         ValueError: The file cannot be read or has no such band.
     """
+    values = _masked_bands(file, bands)
+    return values.filled(np.nan if values.dtype.kind == "f" else 0)
+
+
+def _masked_bands(file: StoredFile, bands: tuple[int, ...] | None) -> np.ma.MaskedArray:
     rasterio = _rasterio(file)
     try:
         with rasterio.open(io.BytesIO(file.data) if file.data is not None else file.path) as raster:
             if bands is not None and max(bands) > raster.count:
                 raise ValueError(f"{file} has {raster.count} bands, none with the number {max(bands)}. See --bands.")
-            values = raster.read(list(bands) if bands is not None else None, masked=True)
+            return raster.read(list(bands) if bands is not None else None, masked=True)
     except rasterio.errors.RasterioError as error:
         raise ValueError(
             f"{file} cannot be read as a raster: {error}. Replace it, or take it off its list."
         ) from error
-    return values.filled(np.nan if values.dtype.kind == "f" else 0)
 
 
 def percentile_scale(
-    files: list[StoredFile], bands: tuple[int, ...] | None, percentiles: tuple[float, float] = (2, 98)
+    files: Iterable[StoredFile], bands: tuple[int, ...] | None, percentiles: tuple[float, float] = (2, 98)
 ) -> tuple[tuple[float, float], ...]:
     """The range that most values of the files lie in, per band, for [`ImageRule`].
 
-    One range for all of them: scaled one by one, the same field would look different in every file.
+    One range for all of them: scaled one by one, the same field would look different in every file. Nodata does not
+    count, nor do files that cannot be read.
 
     Raises:
-        ValueError: A band holds one value alone.
+        ImportError: rasterio is missing.
+        ValueError: A band holds one value alone, or nothing can be read.
     """
-    samples = []
+    flat = []
     for file in files:
-        values = read_bands(file, bands)
-        samples.append(values[:, :: max(1, values.shape[1] // 256), :: max(1, values.shape[2] // 256)])
-    flat = [values.reshape(len(values), -1).astype(np.float32) for values in samples]
-    if len({len(values) for values in flat}) > 1:
+        try:
+            values = _masked_bands(file, bands)
+        except ValueError:  # the checks will name it, with everything else that is wrong
+            continue
+        thinned = values[:, :: max(1, values.shape[1] // 256), :: max(1, values.shape[2] // 256)]
+        flat.append(thinned.astype(np.float32).filled(np.nan).reshape(len(values), -1))
+    counts = sorted({len(values) for values in flat})
+    if len(counts) != 1:
         raise ValueError(
-            f"The images have different numbers of bands: {sorted({len(values) for values in flat})}. Name three that "
-            "all of them have: --bands 3,2,1."
+            f"The images have different numbers of bands: {counts}. Name three that all of them have: --bands 3,2,1."
+            if counts
+            else "None of the images can be read: there are no percentiles to scale by."
         )
     ranges = np.nanpercentile(np.concatenate(flat, axis=1), percentiles, axis=1).T.tolist()
     for low, high in ranges:
@@ -267,10 +301,10 @@ def _rasterio(file: StoredFile):
 
 def _held_by(image: Image.Image) -> str:
     """What a file holds, in words, as Pillow sees it."""
-    if image.mode in ("I", "I;16", "F"):
-        low, high = image.getextrema()
-        kind = {"I": "int32", "I;16": "uint16", "F": "float32"}[image.mode]
-        return f"has the PIL mode '{image.mode}' (1 band of {kind}, values {low:g} to {high:g})"
+    kinds = {"I": "int32", "I;16": "uint16", "I;16B": "uint16", "F": "float32"}
+    if image.mode in kinds:
+        low, high = np.asarray(image).min(), np.asarray(image).max()
+        return f"has the PIL mode '{image.mode}' (1 band of {kinds[image.mode]}, values {low:g} to {high:g})"
     return f"has the PIL mode '{image.mode}' ({len(image.getbands())} bands of uint8)"
 
 
@@ -284,13 +318,18 @@ def _describe_raster(file: StoredFile) -> str | None:
 
 def _summary(values: np.ndarray) -> str:
     low, high = (np.nanmin(values), np.nanmax(values))
-    return f"{len(values)} bands of {values.dtype}, values {low:g} to {high:g}"
+    return f"{len(values)} band{'s' * (len(values) > 1)} of {values.dtype}, values {low:g} to {high:g}"
 
 
 def _band_remedy(mode: str | None = None) -> str:
+    needs = "(needs rasterio: pip install 'co2s_hf[scenes]')."
     if mode in ("RGBA", "RGBX", "CMYK"):
-        return "Leave the fourth band out with --bands 1,2,3 (needs rasterio: pip install 'co2s_hf[scenes]')."
+        return f"Leave the fourth band out with --bands 1,2,3 {needs}"
+    if mode in ("LA", "La"):
+        return f"Leave the second band out with --bands 1,1,1 {needs}"
+    if mode in ("I", "I;16", "I;16B", "F"):
+        return f"Say what becomes 0 and 255: --scale 0 3000, or --scale percentiles {needs}"
     return (
         "Say which bands are red, green and blue and what becomes 0 and 255: --bands 4,3,2 --scale 0 3000, or --scale "
-        "percentiles (needs rasterio: pip install 'co2s_hf[scenes]')."
+        f"percentiles {needs}"
     )

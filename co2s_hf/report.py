@@ -38,8 +38,8 @@ def class_shares(source: Source) -> dict[str, dict[int, float]]:
 def data_table(source: Source) -> str:
     """Counts, sizes and class shares of each set."""
     shares = class_shares(source)
-    rows = {"images": [str(len(source.scans[split].images)) for split in SPLITS]}
-    sizes = {split: np.array([facts.size for facts in source.scans[split].images]) for split in SPLITS}
+    rows = {"images": [str(len(getattr(source, split))) for split in SPLITS]}
+    sizes = {split: np.array([facts.size for facts in source.scans[split].images]).reshape(-1, 2) for split in SPLITS}
     for axis, name in enumerate(("width, px", "height, px")):
         rows[name] = [_range(sizes[split][:, axis]) for split in SPLITS]
     names = source.id2label | {IGNORE: "(no class)"}
@@ -81,6 +81,8 @@ def write_report(source: Source, path: str | Path):
 
 
 def _range(values: np.ndarray) -> str:
+    if not len(values):
+        return "-"
     low, high = values.min(), values.max()
     return str(low) if low == high else f"{low} to {high}"
 

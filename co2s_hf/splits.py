@@ -17,7 +17,7 @@ Line = tuple[str, str | None]  # image and label file
 
 
 def read_list(path: Path, label_needed: bool) -> list[Line]:
-    """The lines of a list in the authors' format, `images/NAME labels/NAME`.
+    """The lines of a list in the authors' format, `images/NAME labels/NAME`; with a tab where names have spaces.
 
     Raises:
         FileNotFoundError: The list is missing.
@@ -29,8 +29,8 @@ def read_list(path: Path, label_needed: bool) -> list[Line]:
             "with --labeled_fraction 1/8."
         )
     lines = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        parts = line.split()
+    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), start=1):
+        parts = [part.strip() for part in line.split("\t")] if "\t" in line else line.split()
         if not parts:
             continue
         if len(parts) > 2 or (len(parts) == 1 and label_needed):
@@ -44,9 +44,13 @@ def read_list(path: Path, label_needed: bool) -> list[Line]:
 def write_lists(folder: Path, names: dict[str, list[Line]], facts: dict):
     """Write drawn sets as lists that training takes with --splits_dir, and how they were drawn as splits.json."""
     for split, lines in names.items():
-        text = "".join(" ".join(filter(None, line)) + "\n" for line in lines)
-        write_text(folder / SPLIT_FILES[split], text)
+        write_text(folder / SPLIT_FILES[split], "".join(f"{_written(*line)}\n" for line in lines))
     write_json(folder / "splits.json", facts)
+
+
+def _written(image: str, label: str | None) -> str:
+    separator = "\t" if " " in f"{image}{label or ''}" else " "
+    return f"{image}{separator}{label or ''}".rstrip(" ")
 
 
 def hash_of(names: dict[str, list[Line]]) -> str:

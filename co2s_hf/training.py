@@ -4,11 +4,12 @@ import math
 import os
 import shutil
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -21,6 +22,10 @@ from .files import write_json, written_beside
 from .image_processing_co2s import Co2SImageProcessor
 from .inference import predict_logits
 from .modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
+
+
+# The first process may download and look into a whole data set while the others wait.
+PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=12))
 
 
 def predictors(config: Co2SConfig) -> tuple[str, ...]:
@@ -320,6 +325,7 @@ def largest_class_mean_iou(matrix: ConfusionMatrix) -> float:
 
 
 __all__ = [
+    "PATIENCE",
     "balanced_class_weights",
     "check_precision",
     "checkpoint_step",

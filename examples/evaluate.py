@@ -19,7 +19,7 @@ from typing import Literal
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from co2s_hf.arguments import parse_arguments, setting
+from co2s_hf.arguments import parse_arguments, setting, told_plainly
 from co2s_hf.checks import report_findings
 from co2s_hf.configuration_co2s import FUSIONS
 from co2s_hf.data_arguments import DataArguments
@@ -29,6 +29,7 @@ from co2s_hf.inference import load_for_prediction
 from co2s_hf.report import write_report
 from co2s_hf.sources import open_source
 from co2s_hf.training import (
+    PATIENCE,
     check_precision,
     evaluate,
     examples_to_show,
@@ -61,7 +62,7 @@ class Arguments(DataArguments):
 
 def main():
     args = parse_arguments(Arguments, __doc__)
-    accelerator = Accelerator(cpu=args.use_cpu, mixed_precision=args.mixed_precision)
+    accelerator = Accelerator(cpu=args.use_cpu, mixed_precision=args.mixed_precision, kwargs_handlers=[PATIENCE])
     check_precision(accelerator)
     use_all_cores(accelerator)
     output_dir = Path(args.output_dir)
@@ -70,8 +71,9 @@ def main():
     model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size)
     model.to(accelerator.device)
     id2label = model.config.id2label
-    with accelerator.main_process_first():
-        data = open_source(args, args.seed, progress=accelerator.is_main_process, config=model.config)
+    with told_plainly(), accelerator.main_process_first():
+        is_main = accelerator.is_main_process
+        data = open_source(args, args.seed, progress=is_main, config=model.config, needed=("validation",))
     if data.id2label != id2label:
         raise ValueError(
             f"{args.checkpoint} predicts {', '.join(id2label.values())}, but the data is labelled with "

@@ -27,18 +27,18 @@ from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
-from co2s_hf.arguments import parse_arguments, setting
+from co2s_hf.arguments import parse_arguments, setting, told_plainly
 from co2s_hf.configuration_co2s import FUSIONS, Co2SConfig
-from co2s_hf.data import Sample
+from co2s_hf.data import Samples
 from co2s_hf.data_arguments import DataArguments
 from co2s_hf.figures import overlay, palette_or_default
 from co2s_hf.files import check_new_folder, write_json, written_file
 from co2s_hf.inference import load_for_prediction, predict_logits
 from co2s_hf.listings import find_images
-from co2s_hf.reading import StoredFile
+from co2s_hf.report import write_report
 from co2s_hf.sources import open_source
 from co2s_hf.splits import SPLITS
-from co2s_hf.training import check_precision, use_all_cores
+from co2s_hf.training import PATIENCE, check_precision, use_all_cores
 
 
 @dataclass
@@ -60,21 +60,26 @@ class Arguments(DataArguments):
         if bool(self.images) == self.names_data:
             raise ValueError("Say what to predict: --images with files or folders, or data as in training.")
         self.check_data()
+        if self.images and (self.scale == ["percentiles"] or self.report):
+            raise ValueError(
+                "With --images pass --scale LOW HIGH (a model trained on percentiles knows them), no --report."
+            )
         if not 0 <= self.opacity <= 1:
             raise ValueError(f"--opacity is {self.opacity}; it lies between 0 and 1.")
 
 
 def main():
     args = parse_arguments(Arguments, __doc__)
-    accelerator = Accelerator(cpu=args.use_cpu, mixed_precision=args.mixed_precision)
+    accelerator = Accelerator(cpu=args.use_cpu, mixed_precision=args.mixed_precision, kwargs_handlers=[PATIENCE])
     check_precision(accelerator)
     use_all_cores(accelerator)
     output_dir = Path(args.output_dir)
     model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size)
-    with accelerator.main_process_first():
-        jobs = plan(args, model.config, output_dir, progress=accelerator.is_main_process)
+    with told_plainly(), accelerator.main_process_first():
+        samples, names = plan(args, model.config, output_dir, progress=accelerator.is_main_process)
+    jobs = dict(zip(names, range(len(samples))))
     if accelerator.is_main_process:
-        claim(output_dir, args, jobs)
+        claim(output_dir, args, dict(zip(names, samples.names)))
     accelerator.wait_for_everyone()
     model.to(accelerator.device)
     palette = palette_or_default(model.config.palette, model.config.num_labels)
@@ -82,12 +87,12 @@ def main():
     kinds = ("overlay", "confidence", "labels") if args.save_confidence else ("overlay", "labels")  # labels come last
     own = list(jobs.items())[accelerator.process_index :: accelerator.num_processes]
     problems = []
-    for name, sample in tqdm(own, desc="predicting", disable=not accelerator.is_main_process):
+    for name, place in tqdm(own, desc="predicting", disable=not accelerator.is_main_process):
         targets = {kind: output_dir / kind / name for kind in kinds}
         if all(target.exists() for target in targets.values()):
             continue
         try:
-            image = sample.load_image()
+            image = samples[place].load_image()
         except ValueError as error:
             problems.append(str(error))
             continue
@@ -107,44 +112,51 @@ def main():
     sys.exit(1 if problems else 0)
 
 
-def plan(args: Arguments, config: Co2SConfig, output_dir: Path, progress: bool) -> dict[str, Sample]:
-    """What to write, relative to the output's folders, and the image that it is made of."""
+def plan(args: Arguments, config: Co2SConfig, output_dir: Path, progress: bool) -> tuple[Samples, list[str]]:
+    """The images, and what to write for each, relative to the output's folders."""
     if args.images is None:
-        samples = getattr(open_source(args, args.seed, progress, config=config), args.split)
-        return {output_name(sample.image, n, args.data_dir): sample for n, sample in enumerate(samples)}
-    rule, jobs = args.image_rule(config), {}
-    for given in map(Path, args.images):
-        if given.is_dir() and output_dir.resolve().is_relative_to(given.resolve()):
-            raise ValueError(f"--output_dir '{output_dir}' lies inside '{given}': the next run would read it back.")
-        if not given.exists():
-            raise FileNotFoundError(f"'{given}' does not exist; --images takes files and folders.")
-        found = find_images(given) if given.is_dir() else [given]
-        if not found:
-            raise ValueError(f"'{given}' holds no images.")
-        for path in found:
-            name = str((path.relative_to(given) if given.is_dir() else Path(path.name)).with_suffix(".png"))
-            sample = Sample(StoredFile(str(path)), None, rule)
-            if jobs.setdefault(name, sample) != sample:
-                raise ValueError(f"'{path}' and '{jobs[name].image}' would both become {name}. Predict them apart.")
-    return jobs
+        source = open_source(args, args.seed, progress, config=config, needed=(args.split,))
+        if args.report is not None:
+            write_report(source, args.report)
+        samples = getattr(source, args.split)
+        names = [output_name(path, place, args.data_dir) for place, path in enumerate(samples.paths)]
+    else:
+        paths, names = [], []
+        for given in map(Path, args.images):
+            if given.is_dir() and output_dir.resolve().is_relative_to(given.resolve()):
+                raise ValueError(
+                    f"--output_dir '{output_dir}' lies inside '{given}': the next run would read it back."
+                )
+            if not given.exists():
+                raise FileNotFoundError(f"'{given}' does not exist; --images takes files and folders.")
+            found = find_images(given) if given.is_dir() else [given]
+            if not found:
+                raise ValueError(f"'{given}' holds no images.")
+            paths += map(str, found)
+            names += [
+                str((p.relative_to(given) if given.is_dir() else Path(p.name)).with_suffix(".png")) for p in found
+            ]
+        samples = Samples.of_files(paths, [None] * len(paths), image_rule=args.image_rule(config))
+    sources: dict[str, str] = {}
+    for name, image in zip(names, samples.names):
+        if sources.setdefault(name, image) != image:
+            raise ValueError(f"'{image}' and '{sources[name]}' would both become {name}. Predict them apart.")
+    return samples, names
 
 
-def output_name(image: StoredFile, place: int, data_dir: str | None) -> str:
+def output_name(image: str, place: int, data_dir: str | None) -> str:
     """Where the prediction for an image of a data source goes: as below images/, or by its place in the set."""
-    path = Path(image.path)
+    path = Path(image)
     if data_dir is not None and path.is_relative_to(Path(data_dir) / "images"):
         return str(path.relative_to(Path(data_dir) / "images").with_suffix(".png"))
     return f"{place:06d}_{path.stem}.png"
 
 
-def claim(output_dir: Path, args: Arguments, jobs: dict[str, Sample]):
+def claim(output_dir: Path, args: Arguments, images: dict[str, str]):
     """Write down what the output folder is made of, or refuse one that is made of something else."""
     path = output_dir / "predictions.json"
     settings = {name: getattr(args, name) for name in ("checkpoint", "fusion", "crop_size", "flip", "opacity")}
-    sources = {
-        name: str(sample.image if sample.image.data else Path(sample.image.path).resolve())
-        for name, sample in jobs.items()
-    }
+    sources = {name: image if args.images is None else str(Path(image).resolve()) for name, image in images.items()}
     if path.exists():
         before = json.loads(path.read_text())
         differing = [f"--{name} was {before[name]}" for name in settings if before[name] != settings[name]]

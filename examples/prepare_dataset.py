@@ -20,12 +20,13 @@ from pathlib import Path
 
 from huggingface_hub import upload_file
 
-from co2s_hf.arguments import parse_arguments, setting
+from co2s_hf.arguments import parse_arguments, setting, told_plainly
 from co2s_hf.checks import report_findings
+from co2s_hf.class_files import CLASSES_FILE
 from co2s_hf.data_arguments import DataArguments
 from co2s_hf.files import check_new_folder, write_json, written_beside
-from co2s_hf.listings import CLASSES_FILE
-from co2s_hf.preparation import description, prepared
+from co2s_hf.preparation import check_tiles, description, prepared
+from co2s_hf.reading import ImageRule
 from co2s_hf.report import data_table, write_report
 from co2s_hf.sources import open_source
 
@@ -45,17 +46,20 @@ class Arguments(DataArguments):
             raise ValueError("Name what to prepare: --data_dir, --dataset_name or --dataset.")
         if self.output_dir is None and self.push_to_hub is None:
             raise ValueError("Say where to: --output_dir, --push_to_hub or both.")
-        if self.tile_size is not None and not 0 <= self.tile_overlap < self.tile_size:
-            raise ValueError(f"--tile_overlap {self.tile_overlap} must be smaller than --tile_size {self.tile_size}.")
+        check_tiles(self.tile_size, self.tile_overlap)
 
 
 def main():
     args = parse_arguments(Arguments, __doc__)
-    if args.output_dir is not None:
-        check_new_folder(args.output_dir)
-    source = open_source(args, args.seed, progress=True)
+    with told_plainly():
+        if args.output_dir is not None:
+            check_new_folder(args.output_dir)
+        source = open_source(args, args.seed, progress=True, with_hidden_labels=True)
     print(data_table(source))
     print(report_findings(source.findings))
+    rule = source.labeled.image_rule
+    if rule != ImageRule():
+        print(f"Bands {rule.bands or 'as they are'}, scale {rule.scale}: a model of this data will need to be told.")
     if args.report is not None:
         write_report(source, args.report)
     with tempfile.TemporaryDirectory() as temporary:

@@ -49,7 +49,7 @@ from tqdm.auto import tqdm
 
 import co2s_hf
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
-from co2s_hf.arguments import parse_arguments, setting
+from co2s_hf.arguments import parse_arguments, setting, told_plainly
 from co2s_hf.catalog import BENCHMARKS, Benchmark
 from co2s_hf.checks import report_findings
 from co2s_hf.data import PairedViews
@@ -61,9 +61,10 @@ from co2s_hf.modeling_co2s import STUDENTS
 from co2s_hf.objective import Co2SObjective, stability_weight
 from co2s_hf.report import data_table, write_report
 from co2s_hf.sources import Source, open_source
-from co2s_hf.splits import write_lists
+from co2s_hf.splits import SPLITS, write_lists
 from co2s_hf.synthetic import write_scenes
 from co2s_hf.training import (
+    PATIENCE,
     balanced_class_weights,
     check_precision,
     checkpoint_step,
@@ -271,8 +272,11 @@ def main():
         log_with=args.report_to,
         project_dir=output_dir,
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
-        # The last CLIP layer's query and key projections train in name only (see `freeze_backbones`).
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            # The last CLIP layer's query and key projections train in name only (see `freeze_backbones`).
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            PATIENCE,
+        ],
     )
     check_precision(accelerator)
     args.mixed_precision = accelerator.mixed_precision  # for arguments.json: the launcher may have chosen it
@@ -297,7 +301,7 @@ def main():
     images_per_update = batch_size * steps_per_update * accelerator.num_processes
     args.resolve_steps(steps_per_epoch(len(data.labeled), len(data.unlabeled), images_per_update))
     if checkpoint is not None:
-        check_same_run(args, accelerator, checkpoint)
+        check_same_run(args, accelerator, checkpoint, data)
     class_weights = read_class_weights(args, data)
 
     # 2. The model.
@@ -432,8 +436,12 @@ def open_data(args: Arguments, accelerator: Accelerator) -> Source:
         if is_main and not Path(args.data_dir).exists():
             print(f"No data is named: drawing scenes into {args.data_dir}.")
             write_scenes(args.data_dir, num_labeled=8, num_unlabeled=120, num_validation=24, seed=args.seed)
-    with accelerator.main_process_first():  # the others find what it found
-        data = open_source(args, args.seed, progress=is_main, with_hidden_labels=args.measure_pseudo_labels)
+    needed = SPLITS if args.method == "co2s" else ("labeled", "validation")
+    hidden = args.measure_pseudo_labels
+    with told_plainly(), accelerator.main_process_first():  # the others find what it found
+        data = open_source(args, args.seed, progress=is_main, with_hidden_labels=hidden, needed=needed)
+        if hidden and not any(data.scans["unlabeled"].labels):
+            raise ValueError("None of the unlabelled images has a label map to measure pseudo-labels with.")
     accelerator.print(data_table(data))
     accelerator.print(report_findings(data.findings))
     if args.report is not None and is_main:
@@ -489,7 +497,7 @@ def start_output(args: Arguments, accelerator: Accelerator, output_dir: Path, da
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    write_json(output_dir / "arguments.json", facts_of_run(args, accelerator))
+    write_json(output_dir / "arguments.json", facts_of_run(args, accelerator, data))
     facts = {"hash": data.hash, "seed": args.seed, "labeled_fraction": args.labeled_fraction}
     write_lists(output_dir / "splits", data.lists, facts | {"validation_fraction": args.validation_fraction})
 
@@ -500,14 +508,15 @@ def is_best(results: dict, folder: Path) -> bool:
     return not path.exists() or results["fused"]["mean_iou"] > json.loads(path.read_text())["fused"]["mean_iou"]
 
 
-def check_same_run(args: Arguments, accelerator: Accelerator, checkpoint: Path):
+def check_same_run(args: Arguments, accelerator: Accelerator, checkpoint: Path, data: Source):
     """Refuse to resume with what would make another run of it."""
     output_dir = checkpoint.parent.parent
     saved = json.loads((output_dir / "arguments.json").read_text())
     may_differ = {"resume_from_checkpoint", "dataloader_num_workers", "output_dir", "eval_steps", "eval_epochs"}
-    may_differ |= {"report_to", "save_total_limit", "overwrite_output_dir", "measure_pseudo_labels"}
-    now = {**asdict(args), "num_processes": accelerator.num_processes}
-    before = {**saved["arguments"], "num_processes": saved["num_processes"]}
+    may_differ |= {"report_to", "save_total_limit", "overwrite_output_dir", "measure_pseudo_labels", "report"}
+    facts = {"num_processes": accelerator.num_processes, "data_hash": data.hash}
+    now = {**asdict(args), **facts}
+    before = {**saved["arguments"], **{name: saved.get(name) for name in facts}}
     differing = [
         f"{k} was {before.get(k)}, now {now[k]}" for k in now if k not in may_differ and now[k] != before.get(k)
     ]
@@ -515,12 +524,13 @@ def check_same_run(args: Arguments, accelerator: Accelerator, checkpoint: Path):
         raise ValueError(f"This is not the run in {output_dir}: {'; '.join(differing)}. Resume with its arguments.")
 
 
-def facts_of_run(args: Arguments, accelerator: Accelerator) -> dict:
+def facts_of_run(args: Arguments, accelerator: Accelerator, data: Source) -> dict:
     """What it takes to repeat a run."""
     return {
         "command": sys.argv,
         "arguments": asdict(args),
         "num_processes": accelerator.num_processes,
+        "data_hash": data.hash,
         "device": str(accelerator.device),
         "mixed_precision": accelerator.mixed_precision,
         "versions": {m.__name__: m.__version__ for m in (co2s_hf, torch, transformers, accelerate, kornia)},

@@ -86,7 +86,7 @@ ERRORS = {
     ),
     "the same bytes": (
         lambda f: shutil.copy(f / "images" / "labeled_0001.png", f / "images" / "validation_0000.png"),
-        r"validation_0000.png \(validation\) has the same bytes as .*labeled_0001.png \(labeled\). Take one of",
+        r"validation_0000.png \(validation\) has the same bytes as .*labeled_0001.png \(labeled\). Keep one of them",
     ),
     "no validation label": (
         lambda f: [path.unlink() for path in (f / "labels").glob("validation_*")],
@@ -125,6 +125,18 @@ ERRORS = {
         lambda f: (f / "classes.json").write_text('[{"color": [0, 0, 0]}]'),
         r"classes.json must be a list in label order, with a name for every class",
     ),
+    "a colour that is none": (
+        lambda f: (f / "classes.json").write_text('[{"name": "water", "color": "#00f"}]'),
+        r"classes.json gives 'water' the color #00f; expected three numbers",
+    ),
+    "a class twice": (
+        lambda f: (f / "classes.json").write_text('[{"name": "water"}, {"name": "water"}]'),
+        r"classes.json gives the name water to two classes",
+    ),
+    "concepts that are no list": (
+        lambda f: (f / "classes.json").write_text('[{"name": "water", "concepts": "lake"}]'),
+        r"classes.json gives 'water' the concepts lake; expected a list of words",
+    ),
     "classes that are no JSON": (lambda f: (f / "classes.json").write_text("{"), r"classes.json is no JSON file"),
 }
 
@@ -137,14 +149,30 @@ def test_broken_data_is_named_with_the_remedy(folder, name):
         open_folder(folder)
 
 
-def test_masks_of_0_and_255_are_recognised(folder):
-    (folder / "classes.json").write_text('[{"name": "land"}, {"name": "water"}]')
+@pytest.mark.parametrize("is_named", [True, False])
+def test_masks_of_0_and_255_are_recognised(folder, is_named):
+    (folder / "classes.json").unlink()
+    if is_named:
+        (folder / "classes.json").write_text('[{"name": "land"}, {"name": "water"}]')
     half = np.repeat(np.array([[0], [255]], dtype=np.uint8), 24, axis=0) * np.ones((1, 48), dtype=np.uint8)
     labels(folder, "", half)
     with pytest.raises(DataError, match=r"labeled label maps hold 0 and 255 alone.*--label_map 0=0,255=1"):
         open_folder(folder)
     data = open_folder(folder, label_map="0=0,255=1", ignore_index=254)
     assert data.labeled_pixels.tolist() == [3 * 24 * 48] * 2
+
+
+def test_values_that_count_nothing_are_questioned(folder):
+    (folder / "classes.json").unlink()
+    labels(folder, "", 200)
+    with pytest.raises(ValueError, match=r"The label maps hold 200, but not 0, 1, 2, 3, 4. .*--label_map 200=1"):
+        open_folder(folder)
+
+
+def test_another_ignore_value_may_stand_beside_the_data(folder):
+    (folder / "classes.json").write_text('{"classes": [{"name": "land"}], "ignore_index": 7}')
+    labels(folder, "", one_label(7, 3, 3))
+    assert open_folder(folder).labeled_pixels.tolist() == [3 * (48 * 48 - 1)]
 
 
 def test_decompression_bombs_are_found(folder, monkeypatch):
@@ -197,6 +225,7 @@ def warnings_of(folder, **settings):
 
 
 def test_oddities_are_warned_of(folder):
+    label(folder, "labeled_0002", (np.arange(48 * 48, dtype=np.uint8) % 6).reshape(48, 48))
     assert not open_folder(folder).findings
     labels(folder, "labeled_", 3)
     label(folder, "labeled_0001", 255)

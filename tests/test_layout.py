@@ -19,7 +19,7 @@ LAYERS = [
     {"arguments", "catalog", "configuration_co2s", "confusion", "figures", "files", "text_guidance"},
     {"metrics", "modeling_co2s", "image_processing_co2s", "views"},
     {"objective", "inference", "convert_co2s_to_hf", "reading", "splits"},
-    {"data", "data_arguments", "benchmark_lists", "logbook", "synthetic"},
+    {"class_files", "data", "data_arguments", "benchmark_lists", "logbook", "synthetic"},
     {"scan"},
     {"checks"},
     {"listings"},

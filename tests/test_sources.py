@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import open_folder
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets
 from datasets import Image as ImageColumn
 from local_hub import TOKEN, Blob, LocalHub
 from PIL import Image
@@ -20,7 +20,7 @@ from co2s_hf.catalog import BENCHMARKS
 from co2s_hf.data_arguments import DataArguments, parse_bands, parse_label_map, parse_scale
 from co2s_hf.reading import ImageRule, LabelRule
 from co2s_hf.sources import open_source
-from co2s_hf.splits import SPLITS
+from co2s_hf.splits import SPLITS, write_lists
 from co2s_hf.synthetic import CLASSES, draw_scene, write_scenes
 
 
@@ -109,11 +109,11 @@ def test_labels_of_unlabelled_images_are_read_on_request_alone(folder):
     (folder / "splits" / "unlabeled.txt").write_text("".join(lines))
 
 
-def test_hidden_labels_must_exist_to_be_measured_with(folder):
+def test_hidden_labels_may_be_missing(folder):
     for path in (folder / "labels").glob("unlabeled_*"):
         path.unlink()
-    with pytest.raises(ValueError, match="None of the 5 unlabelled images has a label map"):
-        open_source(DataArguments(data_dir=str(folder)), with_hidden_labels=True)
+    data = open_source(DataArguments(data_dir=str(folder)), with_hidden_labels=True)
+    assert data.scans["unlabeled"].labels == [None] * 5
 
 
 def test_lists_may_lie_elsewhere(scenes_folder, folder, tmp_path):
@@ -162,6 +162,59 @@ def test_neighbours_are_not_on_both_sides(plain_folder):
     assert not sides[0] & {re.search(r"area\d", name)[0] for name in data.unlabeled.names}
 
 
+def test_groups_are_told_by_the_name_alone(plain_folder):
+    with pytest.raises(ValueError, match=r"--group_regex 'tile\\d' matches no image's name, such as 'area0/0.jpg'"):
+        open_folder(plain_folder, labeled_fraction="1/2", group_regex=r"tile\d")
+    data = open_folder(plain_folder, labeled_fraction="1/2", group_regex=r"^(area\d)/\d+")  # what the brackets hold
+    assert len({Path(name).parent.name for name in data.validation.names}) == 1
+
+
+def test_folders_are_searched_as_people_expect(plain_folder):
+    """Through links, past hidden files; labels without an image are told, two images of one name refused."""
+    outside = plain_folder / "elsewhere"
+    shutil.move(plain_folder / "images" / "area1", outside)
+    (plain_folder / "images" / "area1").symlink_to(outside)
+    (plain_folder / "images" / "area0" / "._0.png").write_bytes(b"no image")
+    (plain_folder / "images" / ".cache").mkdir()
+    shutil.copy(outside / "1.jpg", plain_folder / "images" / ".cache" / "1.jpg")
+    Image.new("L", (20, 20)).save(plain_folder / "labels" / "area0" / "renamed.png")
+    data = open_folder(plain_folder, labeled_fraction="1/2")
+    assert len(data.labeled) + len(data.unlabeled) + len(data.validation) == 12
+    assert [f.message for f in data.findings if "renamed.png has no image of its name" in f.message]
+    shutil.copy(outside / "1.jpg", outside / "1.png")
+    with pytest.raises(ValueError, match=r"1.jpg' and '.*1.png' have one name"):
+        open_folder(plain_folder)
+
+
+def test_labels_of_other_names_are_pointed_out(plain_folder):
+    for path in list((plain_folder / "labels").rglob("*.png")):
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    with pytest.raises(ValueError, match=r"No label file has the name of an image: '.*_mask.png' would belong to"):
+        open_folder(plain_folder)
+
+
+def test_lists_with_spaces_in_names_survive(plain_folder, tmp_path):
+    for kind, suffix in (("images", "jpg"), ("labels", "png")):
+        (plain_folder / kind / "area0" / f"0.{suffix}").rename(plain_folder / kind / "area0" / f"a b.{suffix}")
+    data = open_folder(plain_folder, labeled_fraction="1/2")
+    write_lists(tmp_path / "lists", data.lists, {})
+    again = open_folder(plain_folder, splits_dir=str(tmp_path / "lists"))
+    assert again.hash == data.hash and again.lists["validation"] == data.lists["validation"]
+
+
+def test_what_is_not_needed_need_not_be_there(plain_folder):
+    args = DataArguments(data_dir=str(plain_folder))
+    shutil.rmtree(plain_folder / "images")
+    shutil.copytree(plain_folder / "labels", plain_folder / "images")  # everything has a label
+    for n, path in enumerate((plain_folder / "images").rglob("*.png")):
+        Image.new("RGB", (20, 20), (n, 0, 0)).save(path)
+    assert len(open_source(args, needed=("labeled", "validation")).unlabeled) == 0
+    data = open_source(args, needed=("validation",))
+    assert not data.scans["labeled"].images and len(data.scans["validation"].images) == 2
+    with pytest.raises(ValueError, match="There is no unlabeled image"):
+        open_source(args)
+
+
 def test_a_validation_list_is_kept_when_the_rest_is_drawn(plain_folder):
     (plain_folder / "splits").mkdir()
     (plain_folder / "splits" / "val.txt").write_text("images/area1/3.jpg labels/area1/3.png\n")
@@ -177,10 +230,10 @@ def test_what_cannot_be_drawn_is_said(plain_folder):
         open_folder(plain_folder, group_regex="(")
     for path in (plain_folder / "images").rglob("1?.jpg"):
         path.unlink()
-    with pytest.raises(ValueError, match="would be labelled, none unlabelled"):
+    with pytest.raises(ValueError, match=r"There is no unlabeled image. Add images without labels"):
         open_folder(plain_folder)
     (plain_folder / "labels" / "area0" / "0.tif").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"are both labels of the image area0/0. Keep one"):
+    with pytest.raises(ValueError, match=r"0.png' and .*0.tif' have one name"):
         open_folder(plain_folder)
     shutil.rmtree(plain_folder / "labels")
     with pytest.raises(FileNotFoundError, match="labels' does not exist"):
@@ -235,7 +288,15 @@ def test_percentiles_are_one_range_for_all_sets(folder):
     [
         ({}, "Name the data: --data_dir, --dataset_name or --dataset"),
         ({"data_dir": "a", "dataset_name": "b"}, "Give one source"),
-        ({"data_dir": "a", "partition": "1_8"}, "--partition 1_8 is a share of a benchmark"),
+        ({"data_dir": "a", "partition": "1_8"}, "--partition 1_8 goes with --dataset, not with --data_dir"),
+        (
+            {"dataset": "whdld", "labeled_fraction": "1/2"},
+            "--labeled_fraction 1/2 goes with --data_dir or --dataset_name",
+        ),
+        ({"dataset_name": "a", "splits_dir": "b"}, "--splits_dir b goes with --data_dir or --dataset, not with"),
+        ({"dataset_name": ".", "dataset_revision": "v1"}, "--dataset_revision v1: the folder . has none"),
+        ({"data_dir": "a", "label_colors": "gone.json"}, "--label_colors 'gone.json' does not exist"),
+        ({"data_dir": "a", "label_map": "1=0,1=2"}, "gives one value two classes"),
         ({"data_dir": "a", "reduce_labels": True, "label_map": "1=0"}, "Give one of --reduce_labels, --label_map"),
         ({"data_dir": "a", "report": "report.pdf"}, "--report is 'report.pdf'; name a file that ends in .html or"),
         ({"data_dir": "a", "bands": "4,3"}, "--bands is '4,3'; give three band numbers"),
@@ -282,10 +343,12 @@ def test_a_column_says_which_set_a_row_is_in(tables, tmp_path, scenes_folder):
     data, folder = open_source(args), open_folder(scenes_folder)
     assert [len(x) for x in (data.labeled, data.unlabeled, data.validation)] == [3, 5, 2]
     assert [a[0].tolist() for a in content(data.labeled)] == [a[0].tolist() for a in content(folder.labeled)]
-    assert str(data.unlabeled[2].image) == "unlabeled[2] unlabeled_0002.png"
-    wrong = tables.map(lambda row: {"part": "dev" if row["part"] == "validation" else row["part"]})
+    assert str(data.unlabeled[2].image) == "train[5] unlabeled_0002.png"
+    wrong = tables.map(lambda row: {"part": "holdout" if row["part"] == "validation" else row["part"]})
     wrong.save_to_disk(tmp_path / "wrong")
-    with pytest.raises(ValueError, match="column 'part' holds 'dev'; expected one of labeled, unlabeled, validation"):
+    with pytest.raises(
+        ValueError, match="has a split 'holdout'; expected labeled, unlabeled, validation, train, test"
+    ):
         open_source(DataArguments(dataset_name=str(tmp_path / "wrong"), split_column="part", **COLUMNS))
 
 
@@ -302,6 +365,57 @@ def test_rows_without_a_label_are_unlabelled(tables, tmp_path):
     drawn = open_source(DataArguments(dataset_name=str(tmp_path / "files"), validation_fraction="2/5", **COLUMNS))
     assert [len(x) for x in (drawn.labeled, drawn.unlabeled, drawn.validation)] == [3, 5, 2]
     assert len(set(drawn.labeled.names + drawn.unlabeled.names + drawn.validation.names)) == 10
+
+
+def test_nothing_is_written_into_a_data_set(tables, tmp_path):
+    tables.shuffle(seed=1).save_to_disk(tmp_path / "saved")
+    before = sorted(path.name for path in (tmp_path / "saved").iterdir())
+    data = open_source(DataArguments(dataset_name=str(tmp_path / "saved"), split_column="part", **COLUMNS))
+    assert [len(x) for x in (data.labeled, data.unlabeled, data.validation)] == [3, 5, 2]
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == before
+
+
+def test_splits_mean_what_their_names_say(tables, tmp_path):
+    parts = {name: tables.filter(lambda row, name=name: row["part"] == name).remove_columns("part") for name in SPLITS}
+
+    def opened(splits, **settings):
+        shutil.rmtree(tmp_path / "saved", ignore_errors=True)
+        DatasetDict(splits).save_to_disk(tmp_path / "saved")
+        data = open_source(DataArguments(dataset_name=str(tmp_path / "saved"), **COLUMNS, **settings))
+        return [len(part) for part in (data.labeled, data.unlabeled, data.validation)]
+
+    rows = {"train": concatenate_datasets([parts["labeled"], parts["unlabeled"]])}
+    assert opened(rows | {"val": parts["validation"]}) == [3, 5, 2]
+    assert opened(rows | {"test": parts["validation"]}) == [3, 5, 2]
+    both = {name: parts[name] for name in ("labeled", "unlabeled")}
+    assert opened(both, validation_fraction="1/3") == [2, 5, 1]  # validation comes from what has labels
+    assert opened(both | {"test": parts["validation"]}) == [3, 5, 2]
+    empty = Dataset.from_dict({"photo": parts["unlabeled"]["photo"][:], "mask": [None] * 5},
+                              features=Features({"photo": ImageColumn(), "mask": Value("null")}))  # fmt: skip
+    assert opened(parts | {"unlabeled": empty}) == [3, 5, 2]
+    with pytest.raises(
+        ValueError, match=r"has a split 'holdout'; expected labeled, unlabeled, validation, train, test"
+    ):
+        opened(rows | {"holdout": parts["validation"]})
+
+
+def test_class_labels_may_say_the_set_and_rows_without_an_image_are_named(tables, tmp_path):
+    features = tables.features | {"part": ClassLabel(names=list(SPLITS))}
+    tables.cast(Features(features)).save_to_disk(tmp_path / "saved")
+    args = {"split_column": "part", **COLUMNS}
+    assert len(open_source(DataArguments(dataset_name=str(tmp_path / "saved"), **args)).unlabeled) == 5
+    broken = tables.map(lambda row, n: {"photo": None if n == 4 else row["photo"]}, with_indices=True)
+    broken.save_to_disk(tmp_path / "broken")
+    with pytest.raises(ValueError, match=r"Row 1 of the set has no image. Remove it"):
+        open_source(DataArguments(dataset_name=str(tmp_path / "broken"), **args))
+
+
+def test_validation_rows_need_labels(tables, tmp_path):
+    moved = tables.map(lambda row, n: {"part": "validation" if n == 5 else row["part"]}, with_indices=True)
+    moved.save_to_disk(tmp_path / "saved")
+    message = r"images without labels \(1\):\n  train\[5\] unlabeled_0002.png is a validation image and has no label"
+    with pytest.raises(ValueError, match=message):
+        open_source(DataArguments(dataset_name=str(tmp_path / "saved"), split_column="part", **COLUMNS))
 
 
 def test_columns_that_are_missing_are_named(tables, tmp_path):
