@@ -150,7 +150,7 @@ def _list_dataset(args: DataArguments) -> Listing:
                 f"{args.dataset_name} has a split '{name}'; expected {', '.join((*SPLITS, 'train', 'test'))}. Say "
                 "what its rows are for in a column, and name that: --split_column."
             )
-        sets[split] = Samples(table)
+        sets[split] = sets[split] + Samples(table) if split in sets else Samples(table)
     if "test" in sets:  # a set of its own to measure on, unless there is a better one
         sets.setdefault("validation", sets.pop("test"))
         sets.pop("test", None)

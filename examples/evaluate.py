@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from co2s_hf.arguments import parse_arguments, setting, told_plainly
+from co2s_hf.catalog import BENCHMARKS
 from co2s_hf.checks import report_findings
 from co2s_hf.configuration_co2s import FUSIONS
 from co2s_hf.data_arguments import DataArguments
@@ -46,6 +47,9 @@ class Arguments(DataArguments):
     seed: int = setting(0, "As in training: seed of the drawn sets.")
     output_dir: str = setting("outputs/evaluation", "New folder for metrics.json and the figures.")
     crop_size: int | None = setting(None, "Side of the windows in pixels. Left out: the model's training crops.")
+    eval_short_side: int | None = setting(
+        None, "Short side that images are scaled to first. Left out: as in the model's training."
+    )
     fusion: Literal[FUSIONS] | None = setting(None, "How the students are fused. Left out: as the model says.")
     flip: bool = setting(False, "Average with the prediction for the mirrored image.")
     num_shown: int = setting(5, "Images in predictions.png.")
@@ -56,6 +60,9 @@ class Arguments(DataArguments):
         if not self.names_data:
             self.data_dir = "outputs/scenes-seed0"  # what training draws
         self.check_data()
+        if self.dataset is not None:  # measured by the paper's protocol, whatever the model was trained on
+            self.crop_size = self.crop_size or BENCHMARKS[self.dataset].crop_size
+            self.eval_short_side = self.eval_short_side or BENCHMARKS[self.dataset].eval_short_side
         if self.num_shown < 1:
             raise ValueError(f"--num_shown is {self.num_shown}; show at least one image.")
 
@@ -70,6 +77,8 @@ def main():
         check_new_folder(output_dir)
     model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size)
     model.to(accelerator.device)
+    if args.eval_short_side is not None:
+        image_processor.do_resize, image_processor.size = True, {"shortest_edge": args.eval_short_side}
     id2label = model.config.id2label
     with told_plainly(), accelerator.main_process_first():
         is_main = accelerator.is_main_process

@@ -85,13 +85,18 @@ def test_fractions():
             parse_fraction(text)
 
 
+def example(name):
+    """The module of an example, under a name that no library has (`evaluate` is one)."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where annotations are resolved
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("name", sorted(BENCHMARKS))
 def test_the_papers_runs_are_a_file_each(name):
     """The file is read by the training script's own arguments; the catalogue brings the protocol."""
-    spec = importlib.util.spec_from_file_location("train_semi", EXAMPLES / "train_semi.py")
-    train_semi = importlib.util.module_from_spec(spec)
-    sys.modules["train_semi"] = train_semi  # HfArgumentParser resolves annotations there
-    spec.loader.exec_module(train_semi)
+    train_semi = example("train_semi")
     args = parse_arguments(train_semi.Arguments, "", ["--config", str(EXAMPLES / "configs" / f"{name}.yaml")])
     facts = BENCHMARKS[name]
     assert int(args.partition.removeprefix("1_")) in facts.partitions and args.num_train_epochs == facts.num_epochs
@@ -100,3 +105,7 @@ def test_the_papers_runs_are_a_file_each(name):
     assert (args.confidence_threshold, args.learning_rate, args.train_backbones) == (0.95, 1e-4, "attention")
     shorter = parse_arguments(train_semi.Arguments, "", ["--dataset", name, "--max_train_steps", "5"])
     assert shorter.num_train_epochs is None and shorter.crop_size == facts.crop_size
+    evaluate = example("evaluate")
+    measured = parse_arguments(evaluate.Arguments, "", ["--dataset", name])
+    assert (measured.crop_size, measured.eval_short_side) == (facts.crop_size, facts.eval_short_side)
+    assert parse_arguments(evaluate.Arguments, "", ["--dataset", name, "--crop_size", "64"]).crop_size == 64
