@@ -361,8 +361,10 @@ def test_one_student_trains_alone_and_without_unlabelled_images(scenes_folder, t
     # Starting anew removes what the run wrote, and nothing else.
     assert "best_model" not in {path.name for path in output.iterdir()}
     (output / "notes.txt").write_text("mine")
+    arguments += ("--per_device_train_batch_size", 4)
     again = run_example("train_semi.py", *arguments, "--output_dir", output, "--seed", 1, "--overwrite_output_dir")
     assert again.returncode == 0, again.stderr
+    assert "3 labelled images make batches of 4: a batch shows some of them more than once" in again.stdout
     assert (output / "notes.txt").read_text() == "mine"
     assert json.loads((output / "arguments.json").read_text())["arguments"]["seed"] == 1
 
