@@ -10,8 +10,6 @@ from .splits import SPLITS
 
 
 MOST_OF_A_KIND = 20
-
-
 _REMEDY_FOR_EMPTY = {
     "labeled": "Label some images.",
     "unlabeled": "Add images without labels, choose a smaller --labeled_fraction, or train with --method supervised.",

@@ -15,11 +15,18 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from .reading import IGNORE, ImageRule, LabelRule, StoredFile
-from .views import SCALE_RANGE, Geometry, base_scale, draw_appearance, draw_cutmix_box, sample_generator
+from .views import (
+    LABELED_STREAM,
+    SCALE_RANGE,
+    UNLABELED_STREAM,
+    VIEWS_STREAM,
+    Geometry,
+    base_scale,
+    draw_appearance,
+    draw_cutmix_box,
+    sample_generator,
+)
 
-
-# What random numbers are for, so that no two purposes share them.
-VIEWS_STREAM, LABELED_STREAM, UNLABELED_STREAM = range(3)  # 3 is that of splits.py
 
 AT_ONCE = 64  # rows that are taken from a table together: ten times as fast as one by one
 FEATURES = Features({"image": ImageColumn(decode=False), "label": ImageColumn(decode=False), "row": Value("string")})
@@ -204,10 +211,8 @@ class PairedViews(Dataset):
             "appearance_2": torch.from_numpy(draw_appearance(rng)),
         }
         if self.with_hidden_labels:
-            if sample.label is not None and sample.label.exists():
-                labels = sample.load_label()
-            else:
-                labels = Image.new("L", image.size, self.ignore_index)
+            unknown = Image.new("L", image.size, self.ignore_index)
+            labels = unknown if sample.label is None else sample.load_label()
             labels = geometry.apply(labels, self.ignore_index, Image.Resampling.NEAREST)
             item["hidden_labels"] = torch.from_numpy(labels)
         return item

@@ -5,7 +5,7 @@ training would see.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Features
@@ -13,7 +13,7 @@ from datasets import Image as ImageColumn
 from PIL import Image
 
 from .data import Sample, Samples
-from .reading import IGNORE, ImageRule, LabelRule
+from .reading import IGNORE, ImageRule, LabelRule, StoredFile
 from .sources import Source
 from .splits import SPLITS
 
@@ -95,26 +95,22 @@ def tile_boxes(size: tuple[int, int], tile_size: int, overlap: int) -> list[tupl
 
 def _rows(samples: Samples, tile_size: int | None, tile_overlap: int) -> Iterator[dict]:
     for sample in samples:
-        if tile_size is None:
-            yield {"image": _image_cell(sample), "label": _label_cell(sample)}
-        else:
+        if tile_size is not None:
             yield from _tiles(sample, tile_size, tile_overlap)
+            continue
+        image = _cell(sample.image, None if sample.image_rule == ImageRule() else sample.load_image)
+        label = None
+        if sample.label is not None:
+            label = _cell(sample.label, None if sample.label_rule == LabelRule() else sample.load_label)
+        yield {"image": image, "label": label}
 
 
-def _image_cell(sample: Sample) -> dict:
-    path = Path(sample.image.path)
-    if sample.image_rule == ImageRule():
-        return {"bytes": sample.image.read_bytes(), "path": path.name}
-    return {"bytes": _png(sample.load_image()), "path": path.with_suffix(".png").name}
-
-
-def _label_cell(sample: Sample) -> dict | None:
-    if sample.label is None:
-        return None
-    path = Path(sample.label.path)
-    if sample.label_rule == LabelRule():
-        return {"bytes": sample.label.read_bytes(), "path": path.name}
-    return {"bytes": _png(sample.load_label()), "path": path.with_suffix(".png").name}
+def _cell(file: StoredFile, load: Callable[[], Image.Image] | None) -> dict:
+    """A file as it is, or as the picture that a rule makes of it."""
+    path = Path(file.path)
+    if load is None:
+        return {"bytes": file.read_bytes(), "path": path.name}
+    return {"bytes": _png(load()), "path": path.with_suffix(".png").name}
 
 
 def _tiles(sample: Sample, tile_size: int, overlap: int) -> Iterator[dict]:

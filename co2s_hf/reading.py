@@ -43,9 +43,6 @@ class StoredFile:
     def __str__(self) -> str:
         return " ".join(filter(None, (self.row, self.path)))
 
-    def exists(self) -> bool:
-        return self.data is not None or Path(self.path).exists()
-
     def read_bytes(self) -> bytes:
         return Path(self.path).read_bytes() if self.data is None else self.data
 

@@ -52,8 +52,18 @@ def data_table(source: Source) -> str:
     return "\n".join(lines)
 
 
+def announce(source: Source, report: str | None = None):
+    """Print what is in the data and what is odd about it, and write the report where one is asked for."""
+    print(data_table(source))
+    if source.findings:
+        print(report_findings(source.findings))
+    if report is not None:
+        write_report(source, report)
+        print(f"Look at {report}.")
+
+
 def write_report(source: Source, path: str | Path):
-    """Draw samples of each set, class shares and sizes: a picture, or a page with the table and what was odd, too.
+    """Draw samples of each set that was looked into, class shares and sizes: a picture, or a page with the table, too.
 
     Args:
         source: Opened, and so checked.
@@ -93,7 +103,7 @@ def _sheet(source: Source) -> Figure:
     upper, lower = figure.subfigures(2, 1, height_ratios=(len(SPLITS), 1.6))
     axes = upper.subplots(len(SPLITS), SHOWN_PER_SET, squeeze=False)
     for row, split in zip(axes, SPLITS):
-        samples = getattr(source, split)
+        samples = getattr(source, split) if source.scans[split].images else ()
         places = np.linspace(0, len(samples) - 1, min(SHOWN_PER_SET, len(samples))).astype(int)
         for axis, place in zip(row, places.tolist()):
             sample = samples[place]

@@ -45,9 +45,8 @@ class LabelFacts:
     name: str
     size: tuple[int, int] = (0, 0)
     counts: dict[int, int] = field(default_factory=dict)  # class index -> pixels; 255 stands for no class
-    unknown: list[tuple[str, int, int, int]] = field(
-        default_factory=list
-    )  # value, pixels, column and row of the first
+    # Values without a rule: value, pixels, column and row of the first.
+    unknown: list[tuple[str, int, int, int]] = field(default_factory=list)
     error: str | None = None
 
     @property

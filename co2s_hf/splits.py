@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .files import write_json, write_text
-from .views import sample_generator
+from .views import SPLIT_STREAM, sample_generator
 
 
 SPLITS = ("labeled", "unlabeled", "validation")
 SPLIT_FILES = {"labeled": "labeled.txt", "unlabeled": "unlabeled.txt", "validation": "val.txt"}
-SPLIT_STREAM = 3  # of the random numbers; the others are data.py's
 
 Line = tuple[str, str | None]  # image and label file
 

@@ -21,13 +21,12 @@ from tqdm.auto import tqdm
 
 from co2s_hf.arguments import parse_arguments, setting, told_plainly
 from co2s_hf.catalog import BENCHMARKS
-from co2s_hf.checks import report_findings
 from co2s_hf.configuration_co2s import FUSIONS
 from co2s_hf.data_arguments import DataArguments
 from co2s_hf.figures import draw_confusion, draw_predictions, palette_or_default
 from co2s_hf.files import check_new_folder, write_json
 from co2s_hf.inference import load_for_prediction
-from co2s_hf.report import write_report
+from co2s_hf.report import announce
 from co2s_hf.sources import open_source
 from co2s_hf.training import (
     PATIENCE,
@@ -80,21 +79,20 @@ def main():
     if args.eval_short_side is not None:
         image_processor.do_resize, image_processor.size = True, {"shortest_edge": args.eval_short_side}
     id2label = model.config.id2label
+    is_main = accelerator.is_main_process
     with told_plainly(), accelerator.main_process_first():
-        is_main = accelerator.is_main_process
         data = open_source(args, args.seed, progress=is_main, config=model.config, needed=("validation",))
     if data.id2label != id2label:
         raise ValueError(
             f"{args.checkpoint} predicts {', '.join(id2label.values())}, but the data is labelled with "
             f"{', '.join(data.id2label.values())}. Evaluate a model of these classes."
         )
-    accelerator.print(report_findings(data.findings))
+    if is_main:
+        announce(data, args.report)
     bar = tqdm(data.validation, desc="evaluating", disable=not accelerator.is_main_process)
     matrices = evaluate(model, image_processor, bar, crop_size, accelerator, args.flip)
     if accelerator.is_main_process:
         print(results_table(matrices, id2label))
-        if args.report is not None:
-            write_report(data, args.report)
         output_dir.mkdir(parents=True, exist_ok=True)
         facts = {"checkpoint": args.checkpoint, "data": args.data_dir or args.dataset_name or args.dataset}
         facts |= {"data_hash": data.hash, "num_images": len(data.validation)}

@@ -35,7 +35,7 @@ from co2s_hf.figures import overlay, palette_or_default
 from co2s_hf.files import check_new_folder, write_json, written_file
 from co2s_hf.inference import load_for_prediction, predict_logits
 from co2s_hf.listings import find_images
-from co2s_hf.report import write_report
+from co2s_hf.report import announce
 from co2s_hf.sources import open_source
 from co2s_hf.splits import SPLITS
 from co2s_hf.training import PATIENCE, check_precision, use_all_cores
@@ -76,7 +76,7 @@ def main():
     output_dir = Path(args.output_dir)
     model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size)
     with told_plainly(), accelerator.main_process_first():
-        samples, names = plan(args, model.config, output_dir, progress=accelerator.is_main_process)
+        samples, names = plan(args, model.config, output_dir, is_main=accelerator.is_main_process)
     jobs = dict(zip(names, range(len(samples))))
     if accelerator.is_main_process:
         claim(output_dir, args, dict(zip(names, samples.names)))
@@ -112,12 +112,12 @@ def main():
     sys.exit(1 if problems else 0)
 
 
-def plan(args: Arguments, config: Co2SConfig, output_dir: Path, progress: bool) -> tuple[Samples, list[str]]:
+def plan(args: Arguments, config: Co2SConfig, output_dir: Path, is_main: bool) -> tuple[Samples, list[str]]:
     """The images, and what to write for each, relative to the output's folders."""
     if args.images is None:
-        source = open_source(args, args.seed, progress, config=config, needed=(args.split,))
-        if args.report is not None:
-            write_report(source, args.report)
+        source = open_source(args, args.seed, is_main, config=config, needed=(args.split,))
+        if is_main:
+            announce(source, args.report)
         samples = getattr(source, args.split)
         names = [output_name(path, place, args.data_dir) for place, path in enumerate(samples.paths)]
     else:

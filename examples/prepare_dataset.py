@@ -21,13 +21,12 @@ from pathlib import Path
 from huggingface_hub import upload_file
 
 from co2s_hf.arguments import parse_arguments, setting, told_plainly
-from co2s_hf.checks import report_findings
 from co2s_hf.class_files import CLASSES_FILE
 from co2s_hf.data_arguments import DataArguments
 from co2s_hf.files import check_new_folder, write_json, written_beside
 from co2s_hf.preparation import check_tiles, description, prepared
 from co2s_hf.reading import ImageRule
-from co2s_hf.report import data_table, write_report
+from co2s_hf.report import announce
 from co2s_hf.sources import open_source
 
 
@@ -55,13 +54,10 @@ def main():
         if args.output_dir is not None:
             check_new_folder(args.output_dir)
         source = open_source(args, args.seed, progress=True, with_hidden_labels=True)
-    print(data_table(source))
-    print(report_findings(source.findings))
+    announce(source, args.report)
     rule = source.labeled.image_rule
     if rule != ImageRule():
         print(f"Bands {rule.bands or 'as they are'}, scale {rule.scale}: a model of this data will need to be told.")
-    if args.report is not None:
-        write_report(source, args.report)
     with tempfile.TemporaryDirectory() as temporary:
         splits = prepared(source, args.tile_size, args.tile_overlap, temporary)
         counts = ", ".join(f"{len(table)} {name}" for name, table in splits.items())

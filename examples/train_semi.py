@@ -51,7 +51,6 @@ import co2s_hf
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.arguments import parse_arguments, setting, told_plainly
 from co2s_hf.catalog import BENCHMARKS, Benchmark
-from co2s_hf.checks import report_findings
 from co2s_hf.data import PairedViews
 from co2s_hf.data_arguments import DataArguments
 from co2s_hf.figures import draw_curves, draw_predictions, palette_or_default
@@ -59,7 +58,7 @@ from co2s_hf.files import check_new_folder, write_json
 from co2s_hf.logbook import Logbook, NonFiniteGuard, read_log
 from co2s_hf.modeling_co2s import STUDENTS
 from co2s_hf.objective import Co2SObjective, stability_weight
-from co2s_hf.report import data_table, write_report
+from co2s_hf.report import announce
 from co2s_hf.sources import Source, open_source
 from co2s_hf.splits import SPLITS, write_lists
 from co2s_hf.synthetic import write_scenes
@@ -442,11 +441,8 @@ def open_data(args: Arguments, accelerator: Accelerator) -> Source:
         data = open_source(args, args.seed, progress=is_main, with_hidden_labels=hidden, needed=needed)
         if hidden and not any(data.scans["unlabeled"].labels):
             raise ValueError("None of the unlabelled images has a label map to measure pseudo-labels with.")
-    accelerator.print(data_table(data))
-    accelerator.print(report_findings(data.findings))
-    if args.report is not None and is_main:
-        write_report(data, args.report)
-        print(f"Look at {args.report}.")
+    if is_main:
+        announce(data, args.report)
     return data
 
 

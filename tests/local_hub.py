@@ -1,7 +1,7 @@
 """A small server that speaks the Hub's HTTP API, so that the real client can push and pull without a network.
 
-Models and data sets with commits, branches, tags, large files, private repositories and ranges. Run as a program it
-prints its address; the client takes it from HF_ENDPOINT, with HF_TOKEN=hf_local and HF_HUB_DISABLE_XET=1.
+Models and data sets with commits, large files, private repositories and ranges. The client takes the address from
+HF_ENDPOINT, with HF_TOKEN=hf_local and HF_HUB_DISABLE_XET=1.
 """
 
 import base64
@@ -47,13 +47,11 @@ class Repository:
     name: str
     private: bool
     trees: dict[str, dict[str, Blob]] = field(default_factory=dict)  # commit -> path -> content
-    refs: dict[str, str] = field(default_factory=dict)  # branch or tag -> commit
-    titles: list[tuple[str, str]] = field(default_factory=list)  # (commit, title)
+    refs: dict[str, str] = field(default_factory=dict)  # branch -> commit
 
     def commit(self, branch: str, tree: dict[str, Blob], title: str) -> str:
-        sha = hashlib.sha1(f"{self.kind} {self.name} {len(self.titles)} {title}".encode()).hexdigest()
+        sha = hashlib.sha1(f"{self.kind} {self.name} {len(self.trees)} {title}".encode()).hexdigest()
         self.trees[sha], self.refs[branch] = tree, sha
-        self.titles.append((sha, title))
         return sha
 
     def resolve(self, revision: str) -> str | None:
@@ -74,14 +72,13 @@ class LocalHub(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, port: int = 0):
-        super().__init__(("127.0.0.1", port), Handler)
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.large: dict[str, bytes] = {}
         self.lock = threading.RLock()
         self.requests: list[str] = []
-        self.refuse_commits = False  # a test's way to interrupt an upload
 
     def start(self) -> "LocalHub":
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -192,14 +189,6 @@ class Handler(BaseHTTPRequestHandler):
         self.send_json({"transfer": "basic", "objects": objects})
 
     def repository_api(self, repository: Repository, verb: str | None, revision: str, path: str, body: bytes):
-        if verb == "branch":
-            if unquote(revision) in repository.refs:
-                raise Refusal(409, "Conflict", "Reference already exists")
-            repository.refs[unquote(revision)] = repository.refs["main"]
-            return self.send_json({})
-        if verb == "tag":
-            repository.refs[json.loads(body)["tag"]] = repository.resolve(revision)
-            return self.send_json({})
         if verb == "refs":
             branches = [
                 {"name": name, "ref": f"refs/heads/{name}", "targetCommit": sha}
@@ -222,11 +211,6 @@ class Handler(BaseHTTPRequestHandler):
         if verb == "paths-info":
             paths = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
             return self.send_json([entry(wanted, tree[wanted]) for wanted in paths if wanted in tree])
-        if verb == "commits":
-            date = START.strftime("%Y-%m-%dT%H:%M:%S.000Z")
-            commits = [{"id": s, "title": t, "message": "", "authors": [{"user": USER}], "date": date}
-                       for s, t in reversed(repository.titles)]  # fmt: skip
-            return self.send_json(commits)
         raise Refusal(404, "NotFound", str(verb))
 
     def upload_mode(self, wanted: dict) -> dict:
@@ -235,8 +219,6 @@ class Handler(BaseHTTPRequestHandler):
         return {"path": wanted["path"], "uploadMode": mode, "shouldIgnore": False, "oid": None}
 
     def commit(self, repository: Repository, branch: str, tree: dict[str, Blob], parent: str, body: bytes) -> dict:
-        if self.server.refuse_commits:
-            raise Refusal(500, "ServerError", "The server is out of order")
         tree, title = dict(tree), ""
         for line in body.splitlines():
             if not line.strip():
@@ -316,9 +298,3 @@ def listing(tree: dict[str, Blob], path: str, recursive: bool) -> list[dict]:
         raise Refusal(404, "EntryNotFound", f"{path} does not exist")
     oids = {name: hashlib.sha1(name.encode()).hexdigest() for name in folders}
     return [{"type": "directory", "path": name, "oid": oids[name], "size": 0} for name in sorted(folders)] + files
-
-
-if __name__ == "__main__":
-    hub = LocalHub()
-    print(hub.url, flush=True)
-    hub.serve_forever()

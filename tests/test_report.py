@@ -1,8 +1,13 @@
+import shutil
+from pathlib import Path
+
 import numpy as np
 from conftest import open_folder
 from PIL import Image
 
-from co2s_hf.report import class_shares, data_table, write_report
+from co2s_hf.data_arguments import DataArguments
+from co2s_hf.report import announce, class_shares, data_table, write_report
+from co2s_hf.sources import open_source
 
 
 def test_the_table_counts(scenes_folder):
@@ -14,6 +19,16 @@ def test_the_table_counts(scenes_folder):
     assert lines["vegetation"][:3] == [f"{share:.1f}", "%", "-"]
     shares = class_shares(data)
     assert set(shares) == {"labeled", "validation"} and sum(shares["validation"].values()) == 1
+
+
+def test_only_what_was_looked_into_is_shown(scenes_folder, tmp_path):
+    """Evaluation opens the validation set alone: broken labelled images do not concern it."""
+    folder = Path(shutil.copytree(scenes_folder, tmp_path / "data"))
+    for path in (folder / "images").glob("labeled_*"):
+        path.write_bytes(b"no image")
+    data = open_source(DataArguments(data_dir=str(folder)), needed=("validation",))
+    announce(data, str(tmp_path / "report.png"))
+    assert (tmp_path / "report.png").exists() and set(class_shares(data)) == {"validation"}
 
 
 def test_reports_show_samples_and_findings(scenes_folder, tmp_path):

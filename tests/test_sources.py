@@ -1,5 +1,6 @@
 """Three ways in, and what is drawn from them."""
 
+import io
 import os
 import re
 import shutil
@@ -104,9 +105,6 @@ def test_labels_of_unlabelled_images_are_read_on_request_alone(folder):
     args = DataArguments(data_dir=str(folder))
     with pytest.raises(ValueError, match=r"5 findings.\nunreadable files \(5\)"):
         open_source(args, with_hidden_labels=True)
-    shutil.rmtree(folder / "labels")
-    lines = [f"images/{path.name}\n" for path in (folder / "images").glob("unlabeled_*")]
-    (folder / "splits" / "unlabeled.txt").write_text("".join(lines))
 
 
 def test_hidden_labels_may_be_missing(folder):
@@ -494,8 +492,6 @@ def small_benchmark(monkeypatch):
 
 def benchmark_files(name: str) -> dict[str, bytes]:
     """A tiny copy laid out like the real one: every class and the ignore value on each mask."""
-    import io
-
     facts, files = BENCHMARKS[name], {}
     ignore, first = (0, 1) if facts.reduce_labels else (255, 0)
     for n in range(10):
