@@ -4,7 +4,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSeg
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from .configuration_co2s import Co2SConfig
-from .image_processing_co2s import Co2SImageProcessor
+from .image_processing_co2s import Co2SImageProcessor, Co2SImageSegmentationPipeline
 from .modeling_co2s import Co2SForSemanticSegmentation, Co2SPreTrainedModel, Co2SSemanticSegmenterOutput
 
 
@@ -13,6 +13,10 @@ __version__ = "0.1.0"
 AutoConfig.register(Co2SConfig.model_type, Co2SConfig, exist_ok=True)
 AutoModelForSemanticSegmentation.register(Co2SConfig, Co2SForSemanticSegmentation, exist_ok=True)
 AutoImageProcessor.register(Co2SConfig, image_processor_classes={"pil": Co2SImageProcessor}, exist_ok=True)
+# What is saved carries its code, so that it loads without this package, too (with `trust_remote_code=True`).
+Co2SConfig.register_for_auto_class()
+Co2SForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+Co2SImageProcessor.register_for_auto_class()
 # `pipeline("image-segmentation")` looks class names up here and logs an error for those it does not find.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[Co2SConfig.model_type] = Co2SForSemanticSegmentation.__name__
 
@@ -20,6 +24,7 @@ __all__ = [
     "Co2SConfig",
     "Co2SForSemanticSegmentation",
     "Co2SImageProcessor",
+    "Co2SImageSegmentationPipeline",
     "Co2SPreTrainedModel",
     "Co2SSemanticSegmenterOutput",
 ]

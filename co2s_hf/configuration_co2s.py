@@ -6,6 +6,7 @@ from itertools import pairwise
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPVisionConfig, DINOv3ViTConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 from transformers.utils.constants import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -19,6 +20,15 @@ FUSIONS = ("confidence", "average", "clip", "dinov3")
 # Statistics that DINOv3's satellite checkpoints (`...-pretrain-sat493m`) were trained with.
 SAT493M_MEAN = [0.430, 0.411, 0.296]
 SAT493M_STD = [0.213, 0.156, 0.143]
+
+# Where the code that is saved with a checkpoint has its pipeline, for those who load it without this package.
+CUSTOM_PIPELINES = {
+    "image-segmentation": {
+        "impl": "image_processing_co2s.Co2SImageSegmentationPipeline",
+        "pt": ["AutoModelForSemanticSegmentation"],
+        "type": "image",
+    }
+}
 
 
 @strict
@@ -180,6 +190,9 @@ class Co2SConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            # transformers would ask to trust the checkpoint's code; whoever has this package need not.
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         if self.id2label is not None and self.label2id is None:
             self.label2id = {label: index for index, label in self.id2label.items()}
@@ -193,6 +206,10 @@ class Co2SConfig(PreTrainedConfig):
         self.dinov3_config.pos_embed_shift = None
         self.dinov3_config.pos_embed_jitter = None
         self.dinov3_config.pos_embed_rescale = None
+
+    def to_dict(self):
+        """All fields, and where a checkpoint's own pipeline is."""
+        return super().to_dict() | {"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES)}
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):

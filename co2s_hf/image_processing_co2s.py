@@ -1,11 +1,12 @@
-"""Image processor of Co2S: images in, label maps out. Needs Pillow and NumPy, not torchvision."""
+"""Image processor of Co2S: images in, label maps out; and the pipeline. Needs Pillow and NumPy, not torchvision."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import ImageSegmentationPipeline
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
@@ -311,4 +312,46 @@ def _prepare_map(labels: np.ndarray, size: tuple[int, int], do_reduce_labels: bo
     return labels
 
 
-__all__ = ["Co2SImageProcessor"]
+class Co2SImageSegmentationPipeline(ImageSegmentationPipeline):
+    """transformers' `pipeline("image-segmentation")` with a score for every class.
+
+    Its own semantic branch has none. Checkpoints name this class in their configuration, so that
+    `pipeline(..., trust_remote_code=True)` finds it; with the package imported, pass it as `pipeline_class`.
+    """
+
+    def check_model_type(self, supported_models: list[str] | dict):
+        """Nothing: the inherited list does not know a model whose code comes with its checkpoint."""
+
+    def postprocess(
+        self, model_outputs: "Co2SSemanticSegmenterOutput", subtask: str | None = None, threshold: float = 0.0
+    ) -> list[dict[str, Any]]:
+        """Turn outputs into the Hub widget's format.
+
+        Args:
+            model_outputs: Of one image, with its `target_size`.
+            subtask: "semantic", which is also what None means.
+            threshold: Classes with a lower score are left out.
+
+        Returns:
+            For every class in the image, in label order, `label`, `mask` (255 where it is, 0 elsewhere; of the image's
+            size) and `score` (mean fused probability of the class within its mask, 0..1).
+
+        Raises:
+            ValueError: Another subtask is asked for.
+        """
+        if subtask not in (None, "semantic"):
+            raise ValueError(f"`subtask` is '{subtask}'; this model segments classes, not objects: use 'semantic'.")
+        result = self.image_processor.post_process_semantic_segmentation(
+            model_outputs, model_outputs["target_size"], return_segmentation_scores=True
+        )[0]
+        segments = []
+        for index in result.segmentation.unique().tolist():
+            mask = result.segmentation == index
+            score = result.segmentation_scores[index][mask].mean().item()
+            if score >= threshold:
+                picture = Image.fromarray(255 * mask.numpy().astype(np.uint8))
+                segments.append({"score": score, "label": self.model.config.id2label[index], "mask": picture})
+        return segments
+
+
+__all__ = ["Co2SImageProcessor", "Co2SImageSegmentationPipeline"]
