@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from .arguments import parse_fraction, setting
-from .catalog import BENCHMARKS, SPLITS_URL
+from .catalog import BENCHMARKS, DATASETS_REPOSITORY, SPLITS_URL
 from .configuration_co2s import Co2SConfig
 from .reading import IGNORE, ImageRule
 
@@ -118,6 +118,21 @@ class DataArguments:
         if config is not None and self.bands is None and self.scale is None:
             return ImageRule.of_config(config)
         return ImageRule(parse_bands(self.bands), parse_scale(self.scale))
+
+    @property
+    def dataset_id(self) -> str | None:
+        """The data set's name on the Hub, if it comes from there."""
+        if self.dataset is not None:
+            return DATASETS_REPOSITORY
+        is_local = self.dataset_name is None or Path(self.dataset_name).exists()
+        return None if is_local else self.dataset_name
+
+    @property
+    def data_name(self) -> str:
+        """What to call the data: a benchmark's or a data set's name, or the folder's."""
+        if self.dataset is not None:
+            return BENCHMARKS[self.dataset].folder
+        return self.dataset_id or Path(self.dataset_name or self.data_dir).resolve().name
 
     @property
     def names_data(self) -> bool:

@@ -88,6 +88,42 @@ def overlay(image: Image.Image, labels: np.ndarray, palette: np.ndarray, opacity
     return Image.blend(image.convert("RGB"), Image.fromarray(colorize(labels, palette)), opacity)
 
 
+def confidence_picture(confidence: np.ndarray) -> Image.Image:
+    """Confidence (height, width), 0 to 1, in the colours that the figures show it in: dark where it is low."""
+    colors = matplotlib.colormaps["viridis"](confidence)[:, :, :3]
+    return Image.fromarray((255 * colors).astype(np.uint8))
+
+
+def draw_attention(image: Image.Image, maps: dict[str, np.ndarray], path: str | Path, kind: str = "png"):
+    """A sheet of attention maps over an image: for every layer all heads, their mean and their maximum.
+
+    Args:
+        image: What the towers saw.
+        maps: Title -> (heads, rows, columns), each drawn from its own lowest to its own highest value.
+        path: File to write.
+        kind: "png" or "pdf".
+    """
+    columns = min(8, max(map(len, maps.values())) + 3)
+    rows = {title: -(-(len(heads) + 3) // columns) for title, heads in maps.items()}
+    figure = Figure(figsize=(CELL_INCHES * columns, (CELL_INCHES + 0.3) * sum(rows.values())), layout="constrained")
+    parts = figure.subfigures(len(maps), 1, squeeze=False, height_ratios=list(rows.values()))[:, 0]
+    extent = (0, image.width, image.height, 0)
+    for part, (title, heads) in zip(parts, maps.items()):
+        part.suptitle(title)
+        panels = {f"head {n}": head for n, head in enumerate(heads)}
+        panels |= {"mean": heads.mean(axis=0), "maximum": heads.max(axis=0)}
+        axes = part.subplots(rows[title], columns, squeeze=False).ravel()
+        for axis in axes:
+            axis.set_axis_off()
+        axes[0].imshow(image)
+        axes[0].set_title("image")
+        for axis, (name, values) in zip(axes[1:], panels.items()):
+            axis.imshow(image.convert("L"), cmap="gray", extent=extent)
+            axis.imshow(values, cmap="inferno", alpha=0.6, extent=extent, interpolation="bilinear")
+            axis.set_title(name)
+    figure.savefig(path, dpi=100, format=kind)
+
+
 def draw_curves(log: list[dict], path: str | Path):
     """Every student's losses over the steps, one panel per term.
 

@@ -9,6 +9,9 @@
     # Slower and a little better: average with the mirrored image. Several processes share the images.
     accelerate launch examples/evaluate.py --checkpoint outputs/train_semi/model --data_dir path/to/folder --flip
 
+    # The results on the card of a published model, too (`hf auth login` first); a folder is published with them.
+    python examples/evaluate.py --checkpoint user/name --data_dir path/to/folder --push_to_hub
+
 Prints a table and writes metrics.json, confusion.png (what each class was taken for) and predictions.png.
 """
 
@@ -25,7 +28,9 @@ from co2s_hf.configuration_co2s import FUSIONS
 from co2s_hf.data_arguments import DataArguments
 from co2s_hf.figures import draw_confusion, draw_predictions, palette_or_default
 from co2s_hf.files import check_new_folder, write_json
+from co2s_hf.hub import HubArguments, claim_repository, publish, publish_evaluation
 from co2s_hf.inference import load_for_prediction
+from co2s_hf.model_card import add_evaluation, evaluation_facts
 from co2s_hf.report import announce
 from co2s_hf.sources import open_source
 from co2s_hf.training import (
@@ -41,7 +46,7 @@ from co2s_hf.training import (
 
 
 @dataclass
-class Arguments(DataArguments):
+class Arguments(HubArguments, DataArguments):
     checkpoint: str = setting("outputs/train_semi/model", "Folder or Hub name of a trained model.")
     seed: int = setting(0, "As in training: seed of the drawn sets.")
     output_dir: str = setting("outputs/evaluation", "New folder for metrics.json and the figures.")
@@ -59,6 +64,11 @@ class Arguments(DataArguments):
         if not self.names_data:
             self.data_dir = "outputs/scenes-seed0"  # what training draws
         self.check_data()
+        self.check_hub()
+        if not Path(self.checkpoint).is_dir() and self.hub_model_id not in (None, self.checkpoint):
+            raise ValueError(
+                f"The results go on the card of {self.checkpoint}; leave out --hub_model_id {self.hub_model_id}."
+            )
         if self.dataset is not None:  # measured by the paper's protocol, whatever the model was trained on
             self.crop_size = self.crop_size or BENCHMARKS[self.dataset].crop_size
             self.eval_short_side = self.eval_short_side or BENCHMARKS[self.dataset].eval_short_side
@@ -72,8 +82,13 @@ def main():
     check_precision(accelerator)
     use_all_cores(accelerator)
     output_dir = Path(args.output_dir)
+    repository = None
     if accelerator.is_main_process:
         check_new_folder(output_dir)
+        if args.push_to_hub:
+            with told_plainly():
+                name = args.hub_model_id or default_name(args.checkpoint)
+                repository = claim_repository(name, args.hub_private_repo, args.hub_revision)
     model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size)
     model.to(accelerator.device)
     if args.eval_short_side is not None:
@@ -94,17 +109,30 @@ def main():
     if accelerator.is_main_process:
         print(results_table(matrices, id2label))
         output_dir.mkdir(parents=True, exist_ok=True)
-        facts = {"checkpoint": args.checkpoint, "data": args.data_dir or args.dataset_name or args.dataset}
-        facts |= {"data_hash": data.hash, "num_images": len(data.validation)}
-        facts |= {"crop_size": crop_size, "flip": args.flip, "fusion": model.config.fusion}
-        facts["largest_class_mean_iou"] = largest_class_mean_iou(matrices["fused"])
-        write_json(output_dir / "metrics.json", facts | results_dict(matrices, id2label))
+        results = {"checkpoint": args.checkpoint}
+        results |= evaluation_facts(args, data, crop_size, model.config.fusion, args.flip)
+        results["largest_class_mean_iou"] = largest_class_mean_iou(matrices["fused"])
+        results |= results_dict(matrices, id2label)
+        write_json(output_dir / "metrics.json", results)
         draw_confusion(matrices["fused"].counts.numpy(), id2label, output_dir / "confusion.png")
         shown = examples_to_show(model, image_processor, data.validation[: args.num_shown], crop_size)
         palette = palette_or_default(model.config.palette, len(id2label))
         draw_predictions(shown, id2label, palette, output_dir / "predictions.png")
         print(f"Wrote metrics.json, confusion.png and predictions.png into {output_dir}.")
+        if repository is not None:
+            with told_plainly():
+                if Path(args.checkpoint).is_dir():
+                    add_evaluation(args.checkpoint, results, output_dir / "confusion.png")
+                    url = publish(args.checkpoint, repository, args.hub_revision)
+                else:
+                    url = publish_evaluation(repository, results, output_dir / "confusion.png", args.hub_revision)
+            print(f"The results are on the card of {url}")
     accelerator.end_training()
+
+
+def default_name(checkpoint: str) -> str:
+    """The repository of a checkpoint: its own on the Hub, or one named as its folder."""
+    return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint
 
 
 if __name__ == "__main__":

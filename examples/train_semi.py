@@ -20,6 +20,9 @@
     # What the unlabelled images are worth: the same run without them.
     accelerate launch examples/train_semi.py --method supervised --output_dir outputs/supervised
 
+    # Published on the Hub with its card (`hf auth login` first).
+    accelerate launch examples/train_semi.py --push_to_hub --hub_model_id user/name --hub_private_repo
+
     # Settings from a file; the command line wins.
     accelerate launch examples/train_semi.py --config my_run.yaml --seed 1
 
@@ -33,7 +36,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -54,8 +57,19 @@ from co2s_hf.catalog import BENCHMARKS, Benchmark
 from co2s_hf.data import PairedViews
 from co2s_hf.data_arguments import DataArguments
 from co2s_hf.figures import draw_curves, draw_predictions, palette_or_default
-from co2s_hf.files import check_new_folder, write_json
+from co2s_hf.files import check_new_folder, write_json, write_text
+from co2s_hf.hub import HubArguments, claim_repository, publish
 from co2s_hf.logbook import Logbook, NonFiniteGuard, read_log
+from co2s_hf.model_card import (
+    CURVES,
+    PREDICTIONS,
+    SAMPLES,
+    TRAINING_FILE,
+    data_facts,
+    evaluation_facts,
+    without_secrets,
+    write_card,
+)
 from co2s_hf.modeling_co2s import STUDENTS
 from co2s_hf.objective import Co2SObjective, stability_weight
 from co2s_hf.report import announce
@@ -86,12 +100,13 @@ from co2s_hf.views import make_views
 
 
 NUM_SHOWN = 5  # validation images in the figure
+SAMPLE_PX = 1024  # longest side of the widget's examples
 WRITTEN = ("checkpoints", "model", "best_model", "log.jsonl", "metrics.json", "predictions.png", "curves.png")
 WRITTEN += ("splits", "co2s_hf", "arguments.json")  # co2s_hf/ is TensorBoard's
 
 
 @dataclass
-class Arguments(DataArguments):
+class Arguments(HubArguments, DataArguments):
     """What a run can be told. None stands for a value that depends on others, and is filled in."""
 
     output_dir: str = setting(
@@ -171,6 +186,9 @@ class Arguments(DataArguments):
     resume_from_checkpoint: str | None = setting(
         None, "'last', or a folder of checkpoints/: go on from there, exactly, with the other arguments as they were."
     )
+    card_samples: int = setting(
+        3, "Validation images in the model's card and widget, and what it makes of them; 0 where nobody may see them."
+    )
     dataloader_num_workers: int = setting(0, "Worker processes that read and crop images, per device.")
     use_cpu: bool = setting(False, "Stay on the CPU even where there is a GPU.")
     gradient_checkpointing: bool = setting(
@@ -204,6 +222,7 @@ class Arguments(DataArguments):
     def follow_protocol(self, benchmark: Benchmark):
         """Take from the paper's protocol what is not given."""
         protocol = {
+            "partition": f"1_{benchmark.partitions[0]}",
             "crop_size": benchmark.crop_size,
             "per_device_train_batch_size": benchmark.images_per_device,
             "base_size": benchmark.base_size,
@@ -218,12 +237,14 @@ class Arguments(DataArguments):
     def check(self):
         """Refuse values that cannot work, before anything is read."""
         self.check_data()
+        self.check_hub()
         if (self.clip_model is None) != (self.dinov3_model is None):
             raise ValueError("Give both --clip_model and --dinov3_model, or neither for a tiny model from scratch.")
         for one, other in (("max_train_steps", "num_train_epochs"), ("eval_steps", "eval_epochs")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise ValueError(f"Give either --{one} or --{other}.")
         least = {"crop_size": 8, "eval_short_side": 8, "supervised_warmup_steps": 0, "dataloader_num_workers": 0}
+        least["card_samples"] = 0
         least |= dict.fromkeys(("strong_weight", "feature_dropout_weight", "stability_weight"), 0)
         least |= dict.fromkeys(("max_train_steps", "num_train_epochs", "eval_steps", "eval_epochs"), 1)
         least |= dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"), 1)
@@ -290,6 +311,7 @@ def main():
             "Choose another --output_dir, go on with --resume_from_checkpoint last, or start anew with "
             "--overwrite_output_dir.",
         )
+    is_drawn = not args.names_data
     data = open_data(args, accelerator)
     if len(data.labeled) < args.per_device_train_batch_size:
         accelerator.print(
@@ -302,6 +324,12 @@ def main():
     if checkpoint is not None:
         check_same_run(args, accelerator, checkpoint, data)
     class_weights = read_class_weights(args, data)
+    repository = None
+    if args.push_to_hub and accelerator.is_main_process:
+        with told_plainly():
+            repository = claim_repository(
+                args.hub_model_id or output_dir.resolve().name, args.hub_private_repo, args.hub_revision
+            )
 
     # 2. The model.
     set_seed(args.seed)
@@ -348,7 +376,7 @@ def main():
         accelerator.load_state(checkpoint)
         accelerator.print(f"Going on after step {start} from {checkpoint}.")
     elif accelerator.is_main_process:
-        start_output(args, accelerator, output_dir, data)
+        start_output(args, accelerator, output_dir, data, is_drawn)
     accelerator.wait_for_everyone()
     if args.report_to:
         shown = {name: value for name, value in asdict(args).items() if isinstance(value, int | float | str)}
@@ -358,7 +386,8 @@ def main():
         bar = tqdm(data.validation, desc="evaluating", leave=False, disable=not accelerator.is_main_process)
         matrices = evaluate(model, image_processor, bar, args.crop_size, accelerator)
         accelerator.print(results_table(matrices, data.id2label))
-        results = {"step": step, "largest_class_mean_iou": largest_class_mean_iou(matrices["fused"])}
+        results = {"step": step} | evaluation_facts(args, data, args.crop_size, model.config.fusion)
+        results["largest_class_mean_iou"] = largest_class_mean_iou(matrices["fused"])
         results |= results_dict(matrices, data.id2label)
         accelerator.log({f"validation/{name}/mean_iou": results[name]["mean_iou"] for name in matrices}, step=step)
         if args.eval_steps and accelerator.is_main_process and is_best(results, output_dir / "best_model"):
@@ -416,11 +445,18 @@ def main():
     )
     if accelerator.is_main_process:
         write_json(output_dir / "metrics.json", results)
+        write_json(output_dir / "model" / "metrics.json", results)
+        draw_curves(read_log(output_dir / "log.jsonl"), output_dir / "curves.png")
         palette = palette_or_default(data.palette, len(data.id2label))
         shown = examples_to_show(model, image_processor, data.validation[:NUM_SHOWN], args.crop_size)
         draw_predictions(shown, data.id2label, palette, output_dir / "predictions.png")
-        draw_curves(read_log(output_dir / "log.jsonl"), output_dir / "curves.png")
         print(f"Look at {output_dir / 'predictions.png'} and {output_dir / 'curves.png'}.")
+        kept = [folder for name in ("model", "best_model") if (folder := output_dir / name).exists()]
+        for folder in kept:
+            describe(folder, args, data)
+        if repository is not None:
+            with told_plainly():
+                print(f"Published {kept[-1]}: {publish(kept[-1], repository, args.hub_revision)}")
     # The process group has to outlive the wrapper that reduces gradients through it: with gloo, PyTorch may otherwise
     # hang at exit, waiting for a thread that waits for the interpreter.
     objective, optimizer, loader = accelerator.free_memory(objective, optimizer, loader)
@@ -485,7 +521,7 @@ def build_model(args: Arguments, data: Source) -> Co2SForSemanticSegmentation:
     return model
 
 
-def start_output(args: Arguments, accelerator: Accelerator, output_dir: Path, data: Source):
+def start_output(args: Arguments, accelerator: Accelerator, output_dir: Path, data: Source, is_drawn: bool):
     """Make the output folder, empty of an earlier run, and write down what it takes to repeat this one."""
     output_dir.mkdir(parents=True, exist_ok=True)
     for path in (output_dir / name for name in WRITTEN):
@@ -493,7 +529,7 @@ def start_output(args: Arguments, accelerator: Accelerator, output_dir: Path, da
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    write_json(output_dir / "arguments.json", facts_of_run(args, accelerator, data))
+    write_json(output_dir / "arguments.json", facts_of_run(args, accelerator, data, is_drawn))
     facts = {"hash": data.hash, "seed": args.seed, "labeled_fraction": args.labeled_fraction}
     write_lists(output_dir / "splits", data.lists, facts | {"validation_fraction": args.validation_fraction})
 
@@ -504,12 +540,33 @@ def is_best(results: dict, folder: Path) -> bool:
     return not path.exists() or results["fused"]["mean_iou"] > json.loads(path.read_text())["fused"]["mean_iou"]
 
 
+def describe(folder: Path, args: Arguments, data: Source):
+    """Make a saved model's folder one that can be published: with its card, the run's facts, figures and samples."""
+    run = folder.parent
+    facts = (run / "arguments.json").read_text()
+    write_text(folder / TRAINING_FILE, without_secrets(facts))
+    (folder / CURVES).parent.mkdir(exist_ok=True)
+    shutil.copyfile(run / "curves.png", folder / CURVES)
+    if samples := data.validation[: args.card_samples]:
+        model = Co2SForSemanticSegmentation.from_pretrained(folder)
+        shown = examples_to_show(model, Co2SImageProcessor.from_pretrained(folder), samples, args.crop_size)
+        palette = palette_or_default(data.palette, len(data.id2label))
+        draw_predictions(shown, data.id2label, palette, folder / PREDICTIONS)
+        (folder / SAMPLES).mkdir(exist_ok=True)
+        for number, example in enumerate(shown):
+            example.image.thumbnail((SAMPLE_PX, SAMPLE_PX))
+            example.image.save(folder / SAMPLES / f"validation_{number}.png")
+    results = json.loads((folder / "metrics.json").read_text())
+    write_card(folder, results | {"is_best": folder.name == "best_model"})
+
+
 def check_same_run(args: Arguments, accelerator: Accelerator, checkpoint: Path, data: Source):
     """Refuse to resume with what would make another run of it."""
     output_dir = checkpoint.parent.parent
     saved = json.loads((output_dir / "arguments.json").read_text())
     may_differ = {"resume_from_checkpoint", "dataloader_num_workers", "output_dir", "eval_steps", "eval_epochs"}
     may_differ |= {"report_to", "save_total_limit", "overwrite_output_dir", "measure_pseudo_labels", "report"}
+    may_differ |= {"card_samples", *(field.name for field in fields(HubArguments))}
     facts = {"num_processes": accelerator.num_processes, "data_hash": data.hash}
     now = {**asdict(args), **facts}
     before = {**saved["arguments"], **{name: saved.get(name) for name in facts}}
@@ -520,12 +577,13 @@ def check_same_run(args: Arguments, accelerator: Accelerator, checkpoint: Path, 
         raise ValueError(f"This is not the run in {output_dir}: {'; '.join(differing)}. Resume with its arguments.")
 
 
-def facts_of_run(args: Arguments, accelerator: Accelerator, data: Source) -> dict:
+def facts_of_run(args: Arguments, accelerator: Accelerator, data: Source, is_drawn: bool) -> dict:
     """What it takes to repeat a run."""
     return {
         "command": sys.argv,
         "arguments": asdict(args),
         "num_processes": accelerator.num_processes,
+        "data": data_facts(args, data, is_drawn),
         "data_hash": data.hash,
         "device": str(accelerator.device),
         "mixed_precision": accelerator.mixed_precision,
@@ -535,8 +593,8 @@ def facts_of_run(args: Arguments, accelerator: Accelerator, data: Source) -> dic
 
 
 def git_revision() -> str | None:
-    """The commit of this file, where it lies in a repository and git is there to ask."""
-    command = ["git", "rev-parse", "HEAD"]
+    """The commit of this file, "-dirty" where files differ from it; None without a repository or without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return (
             subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None

@@ -16,15 +16,16 @@ HUB_LIBRARIES = {"torch", "numpy", "PIL", "transformers", "huggingface_hub"}
 
 # Who may import whom, lowest first; a module imports from its own row or those before.
 LAYERS = [
-    {"arguments", "catalog", "configuration_co2s", "confusion", "figures", "files", "text_guidance"},
+    {"arguments", "catalog", "configuration_co2s", "confusion", "figures", "files", "handler", "text_guidance"},
     {"metrics", "modeling_co2s", "image_processing_co2s", "views"},
-    {"objective", "inference", "convert_co2s_to_hf", "reading", "splits"},
+    {"attention", "objective", "inference", "convert_co2s_to_hf", "reading", "splits"},
     {"class_files", "data", "data_arguments", "benchmark_lists", "logbook", "synthetic"},
     {"scan"},
     {"checks"},
     {"listings"},
     {"sources"},
-    {"preparation", "report", "training"},
+    {"model_card", "preparation", "report", "training"},
+    {"hub"},
     {"__init__"},
 ]
 

@@ -1,0 +1,179 @@
+"""A page in the browser: drop an aerial or satellite image, see its land cover and how sure the model is.
+
+    pip install -c constraints.txt -e ".[train,demo]"
+    python examples/app.py --checkpoint outputs/train_semi/model
+
+    # A published model.
+    python examples/app.py --checkpoint user/name
+
+Runs on a CPU. The page is for this machine alone unless --share is given; it shows what is dropped on it and nothing
+else of the disk. `examples/push_to_hub.py --space` makes a Space of this file.
+"""
+
+import html
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from co2s_hf.arguments import parse_arguments, setting, told_plainly
+from co2s_hf.configuration_co2s import FUSIONS
+from co2s_hf.figures import confidence_picture, overlay, palette_or_default
+from co2s_hf.inference import load_for_prediction, sliding_window_logits
+from co2s_hf.modeling_co2s import STUDENTS, fuse_logits
+from co2s_hf.synthetic import draw_scene
+
+
+# Before gradio is imported: uploads go where nothing else lies, and nobody is told of them.
+os.environ.setdefault("GRADIO_TEMP_DIR", tempfile.mkdtemp(prefix="co2s_hf-demo-"))
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+
+
+MAX_SIDE_PX = 2048  # larger images are scaled down
+MAX_FILE_SIZE = "30mb"
+NUM_SAMPLES, SAMPLE_PX = 4, 256
+FUSION_NAMES = {"confidence": "the surer one", "average": "average", "clip": "CLIP alone", "dinov3": "DINOv3 alone"}
+STUDENT_NAMES = {"clip": "CLIP student", "dinov3": "DINOv3 student"}
+FORGET_AFTER_S = 3600
+
+
+@dataclass
+class Arguments:
+    checkpoint: str = setting("outputs/train_semi/model", "Folder or Hub name of a trained model.")
+    crop_size: int | None = setting(None, "Side of the windows in pixels. Left out: the model's training crops.")
+    share: bool = setting(False, "Also make a public link, through Gradio's servers.")
+    port: int | None = setting(None, "Of the page. Left out: the first free one from 7860.")
+
+
+class Demo:
+    """One loaded model behind the page."""
+
+    def __init__(self, checkpoint: str, crop_size: int | None = None):
+        self.name = checkpoint
+        self.model, self.image_processor, self.crop_size = load_for_prediction(checkpoint, crop_size=crop_size)
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.id2label = self.model.config.id2label
+        self.palette = palette_or_default(self.model.config.palette, len(self.id2label))
+        # A model whose fusion is one student may never have trained the other.
+        fusion = self.model.config.fusion
+        self.fusions = (fusion,) if fusion in STUDENTS else (fusion, *(name for name in FUSIONS if name != fusion))
+        self.students = tuple(name for name in STUDENTS if name in self.fusions)
+
+    def predict(self, image: Image.Image | None) -> dict | None:
+        """Segment an image in every way that the page offers.
+
+        Returns:
+            The image, as it was segmented, and per fusion its label map and confidence (0 to 255), (height, width).
+        """
+        if image is None:
+            return None
+        image = ImageOps.exif_transpose(image).convert("RGB")
+        if max(image.size) > MAX_SIDE_PX:
+            gr.Info(f"The image is scaled down to {MAX_SIDE_PX} px: examples/predict.py takes any size.")
+            image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
+        inputs = self.image_processor(image, return_tensors="pt")
+        logits = sliding_window_logits(self.model, inputs["pixel_values"], self.crop_size, self.students)
+        result = {"image": image}
+        for fusion in self.fusions:
+            fused = logits[fusion] if fusion in STUDENTS else fuse_logits(logits["clip"], logits["dinov3"], fusion)
+            if fused.shape[-2:] != (image.height, image.width):
+                size = (image.height, image.width)
+                fused = torch.nn.functional.interpolate(fused, size=size, mode="bilinear", align_corners=True)
+            confidence, labels = fused[0].softmax(dim=0).max(dim=0)
+            result[fusion] = labels.byte().cpu().numpy(), (255 * confidence).byte().cpu().numpy()
+        return result
+
+    def segment(self, image: Image.Image | None, fusion: str, opacity: float) -> list:
+        """What is kept of an image's prediction, and what is shown of it."""
+        result = self.predict(image)
+        return [result, *self.show(result, fusion, opacity)]
+
+    def show(self, result: dict | None, fusion: str, opacity: float) -> list:
+        """Pictures of the fused prediction, its confidence and both students, and the legend."""
+        if result is None:
+            return [None, None, *(None for _ in self.students), ""]
+        image, (labels, confidence) = result["image"], result[fusion]
+        pictures = [overlay(image, labels, self.palette, opacity), confidence_picture(confidence / 255)]
+        pictures += [overlay(image, result[name][0], self.palette, opacity) for name in self.students]
+        return [*pictures, self.legend(labels, confidence)]
+
+    def legend(self, labels: np.ndarray, confidence: np.ndarray) -> str:
+        """Colour, name, share of the area and mean confidence of every class, the largest first."""
+        counts = np.bincount(labels.ravel(), minlength=len(self.id2label))
+        sums = np.bincount(labels.ravel(), weights=confidence.ravel(), minlength=len(self.id2label))
+        rows = []
+        for index in np.argsort(-counts, kind="stable"):
+            color, name = "rgb({},{},{})".format(*self.palette[index]), html.escape(self.id2label[int(index)])
+            sure = f"{sums[index] / counts[index] / 2.55:.0f} %" if counts[index] else "-"
+            swatch = f"<span style='background:{color};border:1px solid #888;padding:0 .8em'></span>"
+            share = 100 * counts[index] / labels.size
+            rows.append(f"<tr><td>{swatch}</td><td>{name}</td><td>{share:.1f} %</td><td>{sure}</td></tr>")
+        head = "<tr><th></th><th>class</th><th>area</th><th>confidence</th></tr>"
+        return f"<table style='width:100%'>{head}{''.join(rows)}</table>"
+
+    def page(self) -> gr.Blocks:
+        """The page: inputs on the left, pictures on the right."""
+        with gr.Blocks(title="Co2S", delete_cache=(FORGET_AFTER_S, FORGET_AFTER_S)) as page:
+            gr.Markdown(f"# Co2S\nLand cover from aerial and satellite images, by `{self.name}`.")
+            result = gr.State(time_to_live=FORGET_AFTER_S)
+            with gr.Row():
+                with gr.Column(scale=1):
+                    image = gr.Image(type="pil", sources=["upload", "clipboard"], label="Image", elem_id="image")
+                    run = gr.Button("Segment", variant="primary")
+                    fusion = gr.Radio(
+                        [(FUSION_NAMES[name], name) for name in self.fusions],
+                        value=self.fusions[0],
+                        label="Which student counts, pixel by pixel",
+                    )
+                    opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity of the colours")
+                    gr.Examples(draw_samples(), image, label="Drawn samples")
+                with gr.Column(scale=2):
+                    with gr.Row():
+                        fused = picture("Land cover", "fused")
+                        confidence = picture("Confidence (dark: unsure)", "confidence")
+                    with gr.Row():
+                        shown = [picture(STUDENT_NAMES[name], name) for name in self.students]
+                    legend = gr.HTML(elem_id="legend")
+            outputs = [fused, confidence, *shown, legend]
+            gr.on([run.click, image.change], self.segment, [image, fusion, opacity], [result, *outputs])
+            gr.on([fusion.change, opacity.release], self.show, [result, fusion, opacity], outputs)
+        return page
+
+
+def picture(label: str, name: str) -> gr.Image:
+    """A place for one of the pictures."""
+    return gr.Image(label=label, elem_id=name, format="png", buttons=["download", "fullscreen"], interactive=False)
+
+
+def draw_samples() -> list[str]:
+    """Files of drawn scenes to try the page with."""
+    folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
+    paths = [folder / f"scene_{number}.png" for number in range(NUM_SAMPLES)]
+    for number, path in enumerate(paths):
+        Image.fromarray(draw_scene(np.random.default_rng([0, number]), SAMPLE_PX)[0]).save(path)
+    return [str(path) for path in paths]
+
+
+def main():
+    config = Path(__file__).with_name("app.yaml")  # in a Space, where there is no command line
+    words = ["--config", str(config)] if config.exists() and len(sys.argv) == 1 else None
+    args = parse_arguments(Arguments, __doc__, words)
+    with told_plainly():
+        demo = Demo(args.checkpoint, args.crop_size)
+    demo.page().launch(
+        share=args.share,
+        server_port=args.port,
+        max_file_size=MAX_FILE_SIZE,
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no fonts from elsewhere
+    )
+
+
+if __name__ == "__main__":
+    main()
