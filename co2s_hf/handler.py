@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 from transformers import pipeline
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
 MAX_BYTES = 20_000_000  # of the file
@@ -28,8 +29,11 @@ class EndpointHandler:
 
     def __init__(self, path: str = ""):
         device = 0 if torch.cuda.is_available() else -1
-        # The code beside this file is its own.
-        self.segment = pipeline("image-segmentation", model=path, device=device, trust_remote_code=True)
+        # The code beside this file is its own; its pipeline has scores, also where the package co2s_hf is installed.
+        own = get_class_from_dynamic_module("image_processing_co2s.Co2SImageSegmentationPipeline", path)
+        self.segment = pipeline(
+            "image-segmentation", model=path, pipeline_class=own, device=device, trust_remote_code=True
+        )
 
     def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:
         """Segment one image.

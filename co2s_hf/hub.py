@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+from httpx2 import HTTPError  # what huggingface_hub lets through where nobody answers
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalTokenNotFoundError
 
@@ -161,13 +161,14 @@ def _explained(problem: str, remedy: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise PublishError(f"{problem}: interrupted. {remedy}") from None
-    except (OSError, httpx.HTTPError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in (401, 403) or isinstance(error, LocalTokenNotFoundError):
+    except (OSError, HTTPError, RuntimeError) as error:  # RuntimeError: what large files' uploads are wrapped into
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if status in (401, 403) or isinstance(cause, LocalTokenNotFoundError):
             remedy = f"Log in with a token that may write there (`hf auth login`). {remedy}"
         elif status is None:
             remedy = f"Look after the connection. {remedy}"
-        reason = without_secrets(str(error)).strip().splitlines() or [type(error).__name__]
+        reason = without_secrets(str(cause)).strip().splitlines() or [type(cause).__name__]
         raise PublishError(f"{problem}: {reason[0]} {remedy}") from error
 
 

@@ -133,7 +133,7 @@ class Demo:
                         label="Which student counts, pixel by pixel",
                     )
                     opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity of the colours")
-                    gr.Examples(draw_samples(), image, label="Drawn samples")
+                    gr.Examples(draw_samples(), image, label="Drawn samples", elem_id="samples")
                 with gr.Column(scale=2):
                     with gr.Row():
                         fused = picture("Land cover", "fused")
@@ -171,6 +171,7 @@ def main():
         share=args.share,
         server_port=args.port,
         max_file_size=MAX_FILE_SIZE,
+        footer_links=["gradio"],
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no fonts from elsewhere
     )
 

@@ -4,11 +4,16 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+from local_hub import TOKEN, LocalHub
 
-# Before anything asks where the Hub's cache is, so that a test run leaves nothing in the user's.
+
+# Before anything asks where the Hub and its cache are: a test run leaves nothing in the user's, and its Hub is here.
+HUB = LocalHub().start()
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="co2s_hf-tests-")
+os.environ |= {"HF_ENDPOINT": HUB.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest
@@ -54,6 +59,16 @@ def make_model(seed: int = 0, **kwargs) -> Co2SForSemanticSegmentation:
 
 def open_folder(folder: Path, **settings) -> Source:
     return open_source(DataArguments(data_dir=str(folder), **settings))
+
+
+@pytest.fixture
+def hub() -> Iterator[LocalHub]:
+    """The Hub that the client in this process talks to, empty and in order."""
+    HUB.repositories.clear()
+    HUB.requests.clear()
+    HUB.large.clear()
+    yield HUB
+    HUB.failures.clear()
 
 
 @pytest.fixture

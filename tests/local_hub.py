@@ -1,6 +1,7 @@
 """A small server that speaks the Hub's HTTP API, so that the real client can push and pull without a network.
 
-Models and data sets with commits, large files, private repositories and ranges. The client takes the address from
+Models, data sets and spaces with commits, branches, large files, private repositories and ranges; it can be told to
+fail. The client takes the address from
 HF_ENDPOINT, with HF_TOKEN=hf_local and HF_HUB_DISABLE_XET=1.
 """
 
@@ -43,7 +44,7 @@ class Blob:
 
 @dataclass
 class Repository:
-    kind: str  # "model" or "dataset"
+    kind: str  # "model", "dataset" or "space"
     name: str
     private: bool
     trees: dict[str, dict[str, Blob]] = field(default_factory=dict)  # commit -> path -> content
@@ -68,7 +69,11 @@ class Refusal(Exception):
 
 
 class LocalHub(ThreadingHTTPServer):
-    """Serves on the loopback until closed; `url` is its address, `requests` what was asked."""
+    """Serves on the loopback until closed.
+
+    `url` is its address, `requests` what was asked, `failures` which paths (a part of them) get what status instead of
+    an answer; 0 hangs up.
+    """
 
     daemon_threads = True
 
@@ -79,6 +84,7 @@ class LocalHub(ThreadingHTTPServer):
         self.large: dict[str, bytes] = {}
         self.lock = threading.RLock()
         self.requests: list[str] = []
+        self.failures: dict[str, int] = {}
 
     def start(self) -> "LocalHub":
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -103,6 +109,12 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(f"{self.command} {url.path}")
         with self.server.lock:
             try:
+                for part, status in self.server.failures.items():
+                    if part in url.path and not status:
+                        self.close_connection = True
+                        return
+                    if part in url.path:
+                        raise Refusal(status, "Failure", "You are not allowed to do this")
                 self.route(url.path, body)
             except Refusal as refusal:
                 headers = {"X-Error-Code": refusal.code, "X-Error-Message": str(refusal)}
@@ -160,21 +172,25 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refusal(400, "BadHash")
             self.server.large[match[1]] = body
             self.send_json({})
-        elif re.fullmatch(r"/(datasets/)?[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
+        elif re.fullmatch(r"/(?:datasets/|spaces/)?[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
             self.offer_large_uploads(json.loads(body))
-        elif match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            kind = "dataset" if match[1] else "model"
-            self.send_file(self.find(kind, match[2]), match[3], unquote(match[4]))
-        elif match := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/([a-z-]+)(?:/([^/]+)(?:/(.*))?)?)?", path):
+        elif match := re.fullmatch(r"/(?:(dataset|space)s/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self.send_file(self.find(match[1] or "model", match[2]), match[3], unquote(match[4]))
+        elif match := re.fullmatch(
+            r"/api/(model|dataset|space)s/([^/]+/[^/]+)(?:/([a-z-]+)(?:/([^/]+)(?:/(.*))?)?)?", path
+        ):
             self.repository_api(
                 self.find(match[1], match[2]), match[3], match[4] or "main", unquote(match[5] or ""), body
             )
         else:
             raise Refusal(404, "NotFound", path)
 
+    def address(self, kind: str, name: str) -> str:
+        return f"{self.server.url}/{'' if kind == 'model' else f'{kind}s/'}{name}"
+
     def create_repository(self, wanted: dict):
         kind, name = wanted.get("type", "model"), f"{wanted.get('organization') or USER}/{wanted['name']}"
-        url = f"{self.server.url}/{'datasets/' if kind == 'dataset' else ''}{name}"
+        url = self.address(kind, name)
         if (kind, name) in self.server.repositories:
             self.send(json.dumps({"error": "You already created this repo", "url": url}).encode(), 409)
             return
@@ -197,6 +213,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_json({"branches": branches, "converts": [], "tags": []})
         if verb == "preupload":
             return self.send_json({"files": [self.upload_mode(entry) for entry in json.loads(body)["files"]]})
+        if verb == "branch":
+            if unquote(revision) in repository.refs:
+                raise Refusal(409, "Conflict", "Reference already exists")
+            repository.refs[unquote(revision)] = repository.refs["main"]
+            return self.send_json({})
         sha = repository.resolve(revision)
         if sha is None:
             raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
@@ -241,7 +262,7 @@ class Handler(BaseHTTPRequestHandler):
                 prefix = value["path"].rstrip("/") + "/"
                 tree = {name: blob for name, blob in tree.items() if not name.startswith(prefix)}
         sha = repository.commit(branch, tree, title)
-        url = f"{self.server.url}/{'datasets/' if repository.kind == 'dataset' else ''}{repository.name}/commit/{sha}"
+        url = f"{self.address(repository.kind, repository.name)}/commit/{sha}"
         return {"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""}
 
     def facts(self, repository: Repository, sha: str, tree: dict[str, Blob]) -> dict:

@@ -1,0 +1,155 @@
+"""The card says what the folder and the measurement tell, and nothing else."""
+
+import json
+
+import pytest
+import yaml
+from conftest import make_model
+from huggingface_hub import ModelCard
+
+from co2s_hf.model_card import add_evaluation, reproduce_command, with_evaluation, without_secrets, write_card
+
+
+def evaluation(data="fields", fused=0.5, **changes):
+    def result(iou):
+        return {"mean_iou": iou, "mean_iou_paper": iou / 2, "mean_f1": 0.6, "accuracy": 0.75} | {
+            "iou": {"land": iou, "road": None, "water": 0.25}
+        }
+
+    facts = {"data": data, "dataset_id": None, "data_hash": "abc123", "num_images": 7, "crop_size": 64}
+    facts |= {"fusion": "confidence", "flip": False, "largest_class_mean_iou": 0.125}
+    return facts | {"clip": result(0.4), "dinov3": result(0.45), "fused": result(fused)} | changes
+
+
+def training(**arguments):
+    arguments = {"clip_model": None, "dinov3_model": None, "method": "co2s", "max_train_steps": 20} | arguments
+    data = {"name": "fields", "id": None, "partition": None, "is_drawn": False}
+    data |= {"num_labeled": 8, "num_unlabeled": 40, "num_validation": 16}
+    return {
+        "command": ["/somewhere/examples/train_semi.py", "--data_dir", "my fields"],
+        "arguments": arguments,
+        "num_processes": 1,
+        "device": "cpu",
+        "mixed_precision": "no",
+        "versions": {"torch": "2.13.0"},
+        "git_revision": "0123abc",
+        "data": data,
+        "data_hash": "abc123",
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_model(crop_size=64).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def card_of(folder):
+    return ModelCard.load(folder / "README.md")
+
+
+def test_a_card_of_weights_alone_says_that_nothing_is_known(folder):
+    write_card(folder)
+    card = card_of(folder)
+    assert "Nothing has been measured yet." in card.text and "How it was trained was not recorded." in card.text
+    assert card.data.eval_results is None and card.data.pipeline_tag == "image-segmentation"
+    assert card.data.library_name == "transformers"
+    assert "land, road, water" in card.text and "crops of 64 px" in card.text
+
+
+def test_a_card_holds_the_run(folder):
+    (folder / "training.json").write_text(json.dumps(training(learning_rate=0.001, dataset=None)))
+    write_card(folder, evaluation())
+    card = card_of(folder)
+    assert "| labelled images | 8 |" in card.text and "| unlabelled images | 40 |" in card.text
+    assert "accelerate launch examples/train_semi.py --data_dir 'my fields'" in card.text
+    assert "| git revision | 0123abc |" in card.text and "torch 2.13.0" in card.text
+    settings = yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0])
+    assert settings == {"method": "co2s", "max_train_steps": 20, "learning_rate": 0.001}
+    assert "| land | 40.0 | 45.0 | 50.0 |" in card.text and "| road | - | - | - |" in card.text
+    assert "Nothing has been measured" not in card.text
+    results = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert results == {
+        "Mean IoU, fused": 0.5,
+        "Mean IoU, DINOv3 student": 0.45,
+        "Mean IoU, CLIP student": 0.4,
+        "Pixel accuracy, fused": 0.75,
+    }
+    assert {result.dataset_name for result in card.data.eval_results} == {"fields"}
+    assert "no pretrained weights went in" in card.text and card.data.license is None
+
+
+def test_a_supervised_run_does_not_boast_of_unlabelled_images(folder):
+    (folder / "training.json").write_text(json.dumps(training(method="supervised")))
+    write_card(folder)
+    text = card_of(folder).text
+    assert "| unlabelled images | not used |" in text and "taught each other" not in text
+
+
+def test_pretrained_towers_bring_their_licences(folder):
+    towers = {"clip_model": "openai/clip-vit-base-patch16", "dinov3_model": "facebook/dinov3-vitb16-pretrain-lvd1689m"}
+    (folder / "training.json").write_text(json.dumps(training(**towers)))
+    write_card(folder)
+    card = card_of(folder)
+    assert card.data.license == "other" and card.data.license_name == "dinov3-license"
+    assert card.data.base_model == list(towers.values())
+    assert "MIT licence" in card.text and "DINOv3 licence" in card.text
+
+
+def test_pictures_and_examples_are_shown_where_they_are(folder):
+    for place in ("figures/predictions.png", "figures/curves.png", "samples/validation_0.png"):
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_bytes(b"")
+    (folder / "training.json").write_text(json.dumps(training()))
+    write_card(folder)
+    card = card_of(folder)
+    assert "](figures/predictions.png)" in card.text and "](figures/curves.png)" in card.text
+    assert card.data["widget"] == [{"src": "samples/validation_0.png", "example_title": "validation_0"}]
+
+
+def test_results_on_another_data_set_join_and_on_the_same_replace(folder):
+    write_card(folder, evaluation())
+    first = card_of(folder)
+    first.text = first.text.replace("## Training", "By hand.\n\n## Training")
+    both = with_evaluation(first, evaluation("towns", 0.3, dataset_id="user/towns"), "figures/towns.png")
+    again = with_evaluation(both, evaluation(fused=0.9))
+    assert again.text.count("| land |") == 2 and "| land | 40.0 | 45.0 | 90.0 |" in again.text
+    assert "| land | 40.0 | 45.0 | 30.0 |" in again.text and "](figures/towns.png)" in again.text
+    assert "| land | 40.0 | 45.0 | 50.0 |" not in again.text and "By hand." in again.text
+    fused = {r.dataset_name: r.metric_value for r in again.data.eval_results if r.metric_name == "Mean IoU, fused"}
+    assert fused == {"fields": 0.9, "towns": 0.3}
+    assert {r.dataset_type for r in again.data.eval_results} == {"fields", "user/towns"}
+
+
+def test_results_join_a_card_that_somebody_else_wrote():
+    card = with_evaluation(ModelCard("---\nlicense: mit\n---\n# Mine\n\nAll by hand.\n"), evaluation())
+    assert "# Mine\n\nAll by hand.\n\n## Results\n" in card.text
+    assert card.data.license == "mit" and len(card.data.eval_results) == 4
+
+
+def test_an_evaluation_of_a_folder_without_card_makes_one(folder, tmp_path):
+    (tmp_path / "confusion.png").write_bytes(b"picture")
+    add_evaluation(folder, evaluation("my fields/2024"), tmp_path / "confusion.png")
+    text = card_of(folder).text
+    assert "](figures/confusion-my-fields-2024.png)" in text and "| land | 40.0 | 45.0 | 50.0 |" in text
+    assert (folder / "figures" / "confusion-my-fields-2024.png").read_bytes() == b"picture"
+
+
+def test_one_student_has_one_column_besides_the_fusion(folder):
+    measured = evaluation(fusion="clip")
+    del measured["dinov3"]
+    write_card(folder, measured)
+    assert "| class | CLIP student | fused |" in card_of(folder).text
+
+
+def test_commands_are_repeated_as_they_were_launched():
+    facts = training()
+    assert reproduce_command(facts) == "accelerate launch examples/train_semi.py --data_dir 'my fields'"
+    facts["num_processes"] = 4
+    assert reproduce_command(facts).startswith("accelerate launch --multi_gpu --num_processes 4 examples/")
+
+
+def test_secrets_and_homes_stay_here(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = f"--token hf_AbCdEfGhIjKlMn --splits_url https://me:secret@host/lists --data_dir {tmp_path}/fields"
+    assert without_secrets(text) == "--token hf_... --splits_url https://...@host/lists --data_dir ~/fields"
