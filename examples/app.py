@@ -1,6 +1,6 @@
 """A page in the browser: drop an aerial or satellite image, see its land cover and how sure the model is.
 
-    pip install -c constraints.txt -e ".[train,demo]"
+    pip install -c constraints.txt -e ".[demo]"
     python examples/app.py --checkpoint outputs/train_semi/model
 
     # A published model.

@@ -1,12 +1,14 @@
 """The card says what the folder and the measurement tell, and nothing else."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 from conftest import make_model
 from huggingface_hub import ModelCard
 
+from co2s_hf.catalog import BENCHMARKS
 from co2s_hf.model_card import add_evaluation, reproduce_command, with_evaluation, without_secrets, write_card
 
 
@@ -153,3 +155,23 @@ def test_secrets_and_homes_stay_here(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     text = f"--token hf_AbCdEfGhIjKlMn --splits_url https://me:secret@host/lists --data_dir {tmp_path}/fields"
     assert without_secrets(text) == "--token hf_... --splits_url https://...@host/lists --data_dir ~/fields"
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmark_cards_agree_with_the_catalog_and_claim_no_results(name):
+    facts = BENCHMARKS[name]
+    path = Path(__file__).parents[1] / "model_cards" / f"{name}.md"
+    card = ModelCard.load(path)
+    assert card.data.eval_results is None and "model-index" not in path.read_text()
+    assert "The paper's numbers, not ours" in card.text
+    table = [line.strip("| ").partition(" | ") for line in card.text.splitlines() if line.startswith("| ")]
+    rows = {key: value for key, _, value in table}
+    assert rows["classes"] == ", ".join(c.name for c in facts.classes)
+    assert rows["training images"] == str(facts.num_training)
+    assert rows["validation images"] == str(facts.num_validation)
+    assert rows["crops"] == f"{facts.crop_size} px" and rows["epochs"].startswith(f"{facts.num_epochs} walks")
+    assert rows["labelled images per step and GPU"].startswith(f"{facts.images_per_device},")
+    for partition in facts.partitions:
+        assert f"1/{partition} ({facts.num_labeled(partition)} images)" in rows["labelled shares with lists"]
+    config = yaml.safe_load((path.parents[1] / "examples" / "configs" / f"{name}.yaml").read_text())
+    assert f"1/{config['partition'].removeprefix('1_')}" in rows  # the paper's number for what the command runs
