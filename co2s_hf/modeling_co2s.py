@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils.generic import can_return_tuple
 
+from .adapters_co2s import Co2SAdapterMixin
 from .configuration_co2s import FUSIONS, SAT493M_MEAN, SAT493M_STD, Co2SConfig
 from .text_guidance import encode_class_concepts, load_tower
 
@@ -522,7 +523,7 @@ class Co2SPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
-class Co2SForSemanticSegmentation(Co2SPreTrainedModel):
+class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
     """Two students and their fusion.
 
     Example:
@@ -696,9 +697,14 @@ class Co2SForSemanticSegmentation(Co2SPreTrainedModel):
             The model itself.
 
         Raises:
-            ValueError: Neither embeddings nor a text encoder are known, or the embeddings do not fit.
+            ValueError: Neither embeddings nor a text encoder are known, the embeddings do not fit, or the model has
+                adapters already.
             OSError: The text encoder cannot be loaded.
         """
+        if getattr(self, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                "This model has adapters, which have their own classes. Change the classes before adding one."
+            )
         old_labels = [self.config.id2label[index] for index in range(self.config.num_labels)]
         labels = list(class_concepts)
         config = copy.deepcopy(self.config)

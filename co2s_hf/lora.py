@@ -1,0 +1,95 @@
+"""LoRA (arXiv 2106.09685) for Co2S with peft: what to adapt, what to save whole, and how to merge it back."""
+
+import copy
+import re
+
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+
+from .modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
+
+
+# Both towers' linear layers, by the names that transformers gives them; the decoders have other names.
+_LAYER = r"(clip|dinov3)\.encoder\.vision_model\..*\."
+_ATTENTION = r"(self_attn|attention)\.(q_proj|k_proj|v_proj|out_proj|o_proj)"
+_MLP = r"mlp\.(fc1|fc2|gate_proj|up_proj|down_proj)"
+TARGETS = {"attention": rf"{_LAYER}{_ATTENTION}", "attention+mlp": rf"{_LAYER}({_ATTENTION}|{_MLP})"}
+
+
+def co2s_lora_config(
+    model: Co2SForSemanticSegmentation,
+    rank: int = 8,
+    targets: str = "attention",
+    train_decoders: bool = True,
+    train_queries: bool = True,
+    **lora_kwargs,
+) -> LoraConfig:
+    """A plain peft configuration for both students.
+
+    Pass it to `model.add_adapter(...)`, which keeps the model's own methods, or to `peft.get_peft_model`.
+
+    Args:
+        model: The base; its layers are what `targets` is checked against.
+        rank: Of the updates.
+        targets: "attention" (query, key, value and output projections of both towers, what the paper trains),
+            "attention+mlp", or a regular expression for whole module names.
+        train_decoders: Train the decoders, too; the adapter then carries them whole.
+        train_queries: Train the learnable queries, which the adapter carries then. Needed for new classes.
+        lora_kwargs: Further fields of [`LoraConfig`]: `lora_alpha` (twice the rank when left out), `lora_dropout`,
+            `use_dora`, `use_rslora`, ...
+
+    Returns:
+        The configuration. The class text is always carried along: it is small, and new classes bring their own.
+
+    Raises:
+        ValueError: The rank is not positive, or no layer of the model matches.
+    """
+    if rank < 1:
+        raise ValueError(f"`rank` is {rank}; it must be at least 1.")
+    pattern = TARGETS.get(targets, targets)
+    try:
+        names = [
+            name for name, module in model.named_modules() if _is_adaptable(module) and re.fullmatch(pattern, name)
+        ]
+    except re.error as error:
+        raise ValueError(
+            f"`targets` is '{targets}': neither {' nor '.join(TARGETS)}, nor a regular expression ({error})."
+        ) from error
+    if not names:
+        raise ValueError(
+            f"`targets` is '{targets}', which no layer matches. Give {' or '.join(TARGETS)}, or a regular expression "
+            "for whole names such as 'clip.encoder.vision_model.encoder.layers.0.self_attn.q_proj'."
+        )
+    whole = ["clip.guidance"]
+    whole += ["dinov3.guidance"] if train_queries else []
+    whole += [f"{student}.decoder" for student in STUDENTS] if train_decoders else []
+    return LoraConfig(r=rank, target_modules=pattern, modules_to_save=whole, **{"lora_alpha": 2 * rank} | lora_kwargs)
+
+
+def merged(model: Co2SForSemanticSegmentation) -> Co2SForSemanticSegmentation:
+    """A copy of a model with its active adapter merged into the weights: a plain Co2S model, without peft.
+
+    Raises:
+        ValueError: The model has no adapter.
+    """
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError("The model has no adapter to merge.")
+    model = copy.deepcopy(model)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+        elif isinstance(module, ModulesToSaveWrapper):
+            model.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
+    del model.peft_config
+    model._hf_peft_config_loaded = False
+    return model
+
+
+def _is_adaptable(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.Conv2d)
+
+
+__all__ = ["TARGETS", "co2s_lora_config", "merged"]
