@@ -14,14 +14,13 @@ from datasets import Image as ImageColumn
 from PIL import Image
 from torch.utils.data import Dataset
 
-from .reading import IGNORE, ImageRule, LabelRule, StoredFile
+from .reading import IGNORE, ImageRule, LabelRule, StoredFile, base_scale
 from .views import (
     LABELED_STREAM,
     SCALE_RANGE,
     UNLABELED_STREAM,
     VIEWS_STREAM,
     Geometry,
-    base_scale,
     draw_appearance,
     draw_cutmix_box,
     sample_generator,

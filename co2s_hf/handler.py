@@ -11,11 +11,13 @@ import io
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from transformers import pipeline
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")
+DAMAGED = (OSError, SyntaxError, ValueError, RuntimeError, EOFError)  # what Pillow raises for broken files
 MAX_BYTES = 20_000_000  # of the file
 MAX_PIXELS = 2048 * 2048  # attention over more takes more memory than small machines have
 
@@ -54,9 +56,10 @@ class EndpointHandler:
                 '`inputs` is missing. Send an image\'s bytes, or JSON: {"inputs": "<the file in base64>"}.'
             )
         parameters = data.get("parameters") or {}
-        if unknown := set(parameters) - {"threshold"}:
-            raise ValueError(f"`parameters` holds {', '.join(sorted(unknown))}; there is only `threshold`, 0 to 1.")
-        segments = self.segment(read_image(data["inputs"]), **parameters)
+        threshold = parameters.get("threshold", 0.0) if isinstance(parameters, dict) else None
+        if not isinstance(threshold, int | float) or not 0 <= threshold <= 1 or set(parameters) - {"threshold"}:
+            raise ValueError(f"`parameters` is {parameters}; there is only `threshold`, a number from 0 to 1.")
+        segments = self.segment(read_image(data["inputs"]), threshold=threshold)
         return [segment | {"mask": _png(segment["mask"])} for segment in segments]
 
 
@@ -74,8 +77,8 @@ def read_image(inputs: Image.Image | bytes | str) -> Image.Image:
                 f"The file has {len(inputs)} bytes; at most {MAX_BYTES} are accepted. Send a smaller one."
             )
         try:
-            inputs = Image.open(io.BytesIO(inputs))
-        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+            inputs = Image.open(io.BytesIO(inputs), formats=FORMATS)
+        except (*DAMAGED, Image.DecompressionBombError) as error:
             raise ValueError(f"`inputs` cannot be read as an image: {error}") from error
     if not isinstance(inputs, Image.Image):
         raise ValueError(f"`inputs` is {type(inputs).__name__}; expected an image, its bytes, or these in base64.")
@@ -88,7 +91,7 @@ def read_image(inputs: Image.Image | bytes | str) -> Image.Image:
         raise ValueError(f"The image has the mode {inputs.mode}, more than 8 bits a pixel; scale it to 0..255 first.")
     try:
         return inputs.convert("RGB")
-    except OSError as error:
+    except DAMAGED as error:
         raise ValueError(f"The image is damaged: {error}") from error
 
 

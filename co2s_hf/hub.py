@@ -1,13 +1,14 @@
 """Publishing on the Hub: a repository is claimed before the work, and all files arrive in one commit, or none."""
 
+import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from httpx2 import HTTPError  # what huggingface_hub lets through where nobody answers
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalTokenNotFoundError
 
 from .arguments import setting
@@ -16,23 +17,30 @@ from .model_card import MODEL_PATH, figure_place, with_evaluation, without_secre
 
 
 CARD = "README.md"
+PICTURE_FOLDERS = ("figures/", "samples/")
 # What Inference Endpoints lack to run handler.py.
 HANDLER_REQUIREMENTS = "transformers>=5.23,<6\npillow\n"
 
 
 @dataclass
-class HubArguments:
-    """Where a script publishes what it made; named as in transformers' TrainingArguments."""
+class HubTarget:
+    """A repository to publish in; named as in transformers' TrainingArguments."""
 
-    push_to_hub: bool = setting(False, "Publish the model with its card on the Hub (`hf auth login` first).")
-    hub_model_id: str | None = setting(
-        None, "Name of the repository, as user/name. Left out: the output folder's name, in your own namespace."
-    )
+    hub_model_id: str | None = setting(None, "Name of the repository, as user/name.")
     hub_private_repo: bool = setting(False, "Make the repository private, if it is new; refuse a public one.")
     hub_revision: str | None = setting(None, "Branch to publish on, made if it is new. Left out: main.")
 
+
+@dataclass
+class HubArguments(HubTarget):
+    """Whether and where a script publishes what it made."""
+
+    push_to_hub: bool = setting(False, "Publish the model with its card on the Hub (`hf auth login` first).")
+
     def check_hub(self):
-        """Refuse settings that would have no effect."""
+        """Refuse settings that would have no effect, or none that would be needed."""
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("--push_to_hub needs a name for the repository: --hub_model_id user/name.")
         if not self.push_to_hub and (self.hub_model_id or self.hub_private_repo or self.hub_revision):
             raise ValueError("--hub_model_id, --hub_private_repo and --hub_revision go with --push_to_hub.")
 
@@ -78,6 +86,8 @@ def publish(
 ) -> str:
     """Upload a folder's files in one commit; the folder itself is only read.
 
+    Pictures that were published before and are not in the folder any more are removed.
+
     Args:
         folder: What to publish. Hidden files stay behind.
         name: Repository, claimed before.
@@ -97,13 +107,14 @@ def publish(
     contents = {place.as_posix(): path for place, path in files.items()}
     if CARD in contents:  # which has not known where it would be published
         contents[CARD] = contents[CARD].read_text().replace(MODEL_PATH, name).encode()
-    branch = f" --hub_revision {revision}" if revision else ""
-    retry = retry or (
-        f"{folder} is whole, here; retry with: "
-        f"python examples/push_to_hub.py --checkpoint {folder} --hub_model_id {name}{branch}"
-    )
+    if retry is None:
+        words = ["python", "examples/push_to_hub.py", "--checkpoint", str(folder), "--hub_model_id", name]
+        words += ["--hub_revision", revision] if revision else []
+        retry = f"{folder} is whole, here; retry with: {shlex.join(words)}"
     with _explained(f"{name} was not published", retry):
-        return _commit(contents, name, "Upload with co2s_hf", revision, kind)
+        published = HfApi().list_repo_files(name, revision=revision, repo_type=kind)
+        stale = [place for place in published if place.startswith(PICTURE_FOLDERS) and place not in contents]
+        return _commit(contents, name, "Upload with co2s_hf", revision, kind, stale=stale)
 
 
 def publish_evaluation(name: str, evaluation: dict, picture: Path, revision: str | None = None) -> str:
@@ -129,7 +140,7 @@ def publish_evaluation(name: str, evaluation: dict, picture: Path, revision: str
             card = ModelCard(f"# {name}\n")
         place = figure_place(evaluation)
         card = with_evaluation(card, evaluation, place)
-        contents = {CARD: without_secrets(str(card)).encode(), place: picture}
+        contents = {CARD: str(card).encode(), place: picture}
         return _commit(contents, name, f"Add results on {evaluation['data']}", revision, parent=parent)
 
 
@@ -146,8 +157,10 @@ def _commit(
     revision: str | None,
     kind: str = "model",
     parent: str | None = None,
+    stale: Sequence[str] = (),
 ) -> str:
     operations = [CommitOperationAdd(place, content) for place, content in contents.items()]
+    operations += [CommitOperationDelete(place) for place in stale]
     info = HfApi().create_commit(
         name, operations, commit_message=message, revision=revision, repo_type=kind, parent_commit=parent
     )
@@ -166,7 +179,7 @@ def _explained(problem: str, remedy: str) -> Iterator[None]:
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status in (401, 403) or isinstance(cause, LocalTokenNotFoundError):
             remedy = f"Log in with a token that may write there (`hf auth login`). {remedy}"
-        elif status is None:
+        elif status is None and isinstance(cause, HTTPError):
             remedy = f"Look after the connection. {remedy}"
         reason = without_secrets(str(cause)).strip().splitlines() or [type(cause).__name__]
         raise PublishError(f"{problem}: {reason[0]} {remedy}") from error

@@ -13,7 +13,7 @@ WINDOW_OVERLAP = 6  # neighbouring windows share one sixth of their side, as in 
 
 
 def load_for_prediction(
-    checkpoint: str, fusion: str | None = None, crop_size: int | None = None
+    checkpoint: str, fusion: str | None = None, crop_size: int | None = None, revision: str | None = None
 ) -> tuple[Co2SForSemanticSegmentation, Co2SImageProcessor, int]:
     """A trained model, its image processor, and the side of the windows to predict in.
 
@@ -21,16 +21,17 @@ def load_for_prediction(
         checkpoint: Folder or Hub name.
         fusion: Instead of the model's own.
         crop_size: Instead of the crops that the model was trained on.
+        revision: Branch, tag or commit of a checkpoint on the Hub.
 
     Raises:
         ValueError: No crop size is given, and the model does not know its own.
     """
-    model = Co2SForSemanticSegmentation.from_pretrained(checkpoint)
+    model = Co2SForSemanticSegmentation.from_pretrained(checkpoint, revision=revision)
     model.config.fusion = fusion or model.config.fusion
     crop_size = crop_size or model.config.crop_size
     if crop_size is None:
         raise ValueError(f"{checkpoint} does not say on which crops it was trained. Pass --crop_size.")
-    return model, Co2SImageProcessor.from_pretrained(checkpoint), crop_size
+    return model, Co2SImageProcessor.from_pretrained(checkpoint, revision=revision), crop_size
 
 
 def window_starts(length: int, crop_size: int) -> list[int]:

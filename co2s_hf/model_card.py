@@ -1,5 +1,6 @@
 """A checkpoint's model card: what the checkpoint's own folder tells, and what was measured; nothing else."""
 
+import hashlib
 import json
 import re
 import shlex
@@ -22,6 +23,10 @@ DINOV3_LICENSE = "https://ai.meta.com/resources/models-and-libraries/dinov3-lice
 
 NOTHING_MEASURED = "Nothing has been measured yet."
 RESULTS_END = "<!-- end of the results -->"
+CHOSEN = "This step was chosen for its result on these very images, which flatters it."
+# Of a command line: who published where, and whether it was resumed, is nothing to repeat.
+NOT_REPEATED = {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"}
+NOT_REPEATED |= {"resume_from_checkpoint", "overwrite_output_dir"}
 COLUMNS = {"clip": "CLIP student", "dinov3": "DINOv3 student", "fused": "fused"}
 MEANS = {
     "mean_iou": "mean IoU",
@@ -51,6 +56,8 @@ def write_card(folder: str | Path, evaluation: dict | None = None) -> Path:
     config = Co2SConfig.from_pretrained(folder)
     path = folder / TRAINING_FILE
     training = json.loads(path.read_text()) if path.exists() else None
+    if training:  # in a table's cell
+        training["data"]["name"] = _cell(training["data"]["name"])
     pictures = {name: p for name, p in (("predictions", PREDICTIONS), ("curves", CURVES)) if (folder / p).exists()}
     samples = sorted(path.relative_to(folder).as_posix() for path in (folder / SAMPLES).glob("*"))
     card = ModelCard.from_template(
@@ -62,6 +69,7 @@ def write_card(folder: str | Path, evaluation: dict | None = None) -> Path:
         model_id=MODEL_PATH,
         training=training,
         command=reproduce_command(training) if training else None,
+        is_clean=bool(training and training["git_revision"] and not training["git_revision"].endswith("-dirty")),
         arguments=_settings(training["arguments"]) if training else None,
         pictures=pictures,
         results=f"{NOTHING_MEASURED}\n\n{RESULTS_END}\n",
@@ -88,17 +96,16 @@ def add_evaluation(folder: str | Path, evaluation: dict, picture: str | Path | N
         place = figure_place(evaluation)
         (folder / place).parent.mkdir(exist_ok=True)
         shutil.copyfile(picture, folder / place)
-    card = with_evaluation(ModelCard.load(path), evaluation, place)
-    write_text(path, without_secrets(str(card)))
+    write_text(path, str(with_evaluation(ModelCard.load(path), evaluation, place)))
 
 
 def figure_place(evaluation: dict) -> str:
-    """Where a card's figure of a measurement goes, one for each data set."""
-    return f"figures/confusion-{re.sub(r'[^A-Za-z0-9.-]+', '-', evaluation['data'])}.png"
+    """Where a card's figure of a measurement goes, one for each."""
+    return f"figures/confusion-{_key(evaluation)}.png"
 
 
 def with_evaluation(card: ModelCard, evaluation: dict, picture: str | None = None) -> ModelCard:
-    """The card with what was measured on one data set, in place of what it said of that data set before.
+    """The card with what was measured, in place of what it said of the same images and settings before.
 
     Everything else, written by whomever, stays.
 
@@ -107,19 +114,22 @@ def with_evaluation(card: ModelCard, evaluation: dict, picture: str | None = Non
         evaluation: As in metrics.json: `data`, `num_images` and per predictor `mean_iou`, `iou` ...
         picture: Path of a figure in the repository to show with it.
     """
-    name, text = evaluation["data"], card.text
-    block = f"<!-- results on {name} -->\n{_results_section(evaluation, picture)}\n<!-- end of results on {name} -->\n"
-    old = re.compile(
-        rf"<!-- results on {re.escape(name)} -->.*?<!-- end of results on {re.escape(name)} -->\n", re.DOTALL
-    )
+    text, key = card.text, _key(evaluation)
+    # A model that was chosen by these images stays so, whoever measures it again.
+    if re.search(rf"sets {evaluation['data_hash']}\b.*{re.escape(CHOSEN)}", text):
+        evaluation = evaluation | {"is_best": True}
+    section = without_secrets(_results_section(evaluation, picture))
+    block = f"<!-- results {key} -->\n{section}\n<!-- end of results {key} -->\n"
+    old = re.compile(rf"<!-- results {key} -->.*?<!-- end of results {key} -->\n", re.DOTALL)
     if old.search(text):
         text = old.sub(lambda match: block, text)
     elif RESULTS_END in text:
         text = text.replace(f"{NOTHING_MEASURED}\n\n", "").replace(RESULTS_END, f"{block}\n{RESULTS_END}")
     else:
         text = f"{text.rstrip()}\n\n## Results\n\n{block}\n{RESULTS_END}\n"
-    data = card.data
-    data.eval_results = [r for r in data.eval_results or () if r.dataset_name != name] + _eval_results(evaluation)
+    data, results = card.data, _eval_results(evaluation)
+    same = results[0].unique_identifier
+    data.eval_results = [r for r in data.eval_results or () if r.unique_identifier != same] + results
     data.model_name = data.model_name or "Co2S"
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
 
@@ -143,24 +153,43 @@ def data_facts(args: DataArguments, data: Source, is_drawn: bool) -> dict:
 
 
 def reproduce_command(training: dict) -> str:
-    """The command line of a run, from the folder of a checkout."""
+    """The command line of a run, from the folder of a checkout, without where it published and what it resumed."""
     launch = ["accelerate", "launch"]
     if training["num_processes"] > 1:
         launch += ["--multi_gpu", "--num_processes", str(training["num_processes"])]
-    script, *settings = training["command"]
+    script, *words = training["command"]
+    settings, is_kept = [], True
+    for word in words:
+        if word.startswith("--"):
+            is_kept = word.removeprefix("--") not in NOT_REPEATED
+        settings += [word] if is_kept else []
+    if training["mixed_precision"] != "no" and "--mixed_precision" not in settings:
+        settings += ["--mixed_precision", training["mixed_precision"]]  # the launcher's, perhaps
     return shlex.join([*launch, f"examples/{Path(script).name}", *settings])
 
 
 def without_secrets(text: str) -> str:
-    """The text without access tokens, passwords in addresses and the name of the home folder."""
+    """The text without access tokens, what addresses carry of them, and the name of the home folder."""
     text = re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_...", text)
-    text = re.sub(r"(\w+://)[^/\s:@]+:[^/\s@]+@", r"\1...@", text)
-    return text.replace(str(Path.home()), "~") if Path.home() != Path("/") else text
+    text = re.sub(r"(\w+://)[^/\s@]+@", r"\1...@", text)  # user:password@
+    text = re.sub(r"(\w+://[^\s?\"'`)]+)\?[^\s\"'`)]+", r"\1?...", text)  # ?token=...
+    home = str(Path.home())
+    return re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text) if home != "/" else text
+
+
+def _key(evaluation: dict) -> str:
+    """Eight digits for the images and settings of a measurement."""
+    facts = [evaluation[name] for name in ("data", "data_hash", "crop_size", "fusion", "flip")]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
 
 
 def _settings(arguments: dict) -> str:
-    """The arguments that have a value, as YAML that `--config` reads."""
-    return yaml.safe_dump({k: v for k, v in arguments.items() if v is not None}, sort_keys=False).rstrip()
+    """The arguments of a run as YAML that `--config` reads: those that have a value and follow from no other."""
+    kept = {name: value for name, value in arguments.items() if value is not None and name not in NOT_REPEATED}
+    for derived, given in (("max_train_steps", "num_train_epochs"), ("eval_steps", "eval_epochs")):
+        if given in kept:
+            kept.pop(derived, None)
+    return yaml.safe_dump(kept, sort_keys=False).rstrip()
 
 
 def _title(training: dict | None) -> str:
@@ -171,7 +200,7 @@ def _metadata(training: dict | None, samples: list[str]) -> ModelCardData:
     arguments = training["arguments"] if training else {}
     towers = [tower for tower in (arguments.get("clip_model"), arguments.get("dinov3_model")) if tower]
     facts = {}
-    if any("dinov3" in tower.lower() for tower in towers):
+    if towers:
         facts |= {"license": "other", "license_name": "dinov3-license", "license_link": DINOV3_LICENSE}
     if hub_names := [
         tower for tower in towers if re.fullmatch(r"[\w.-]+/[\w.-]+", tower) and not Path(tower).exists()
@@ -195,6 +224,9 @@ def _eval_results(evaluation: dict) -> list[EvalResult]:
     """For the model-index: mean IoU, the fused one first, and the fused pixel accuracy."""
     dataset = {"dataset_name": evaluation["data"], "dataset_type": evaluation["dataset_id"] or evaluation["data"]}
     dataset |= {"dataset_split": "validation", "task_type": "image-segmentation"}
+    settings = f"windows of {evaluation['crop_size']} px, fusion {evaluation['fusion']}"
+    settings += ", with the mirrored image" if evaluation["flip"] else ""
+    dataset |= {"dataset_revision": evaluation["data_hash"], "dataset_config": settings}
     measured = [name for name in reversed(COLUMNS) if name in evaluation]
     results = [("mean_iou", f"Mean IoU, {COLUMNS[name]}", evaluation[name]["mean_iou"]) for name in measured]
     results.append(("accuracy", "Pixel accuracy, fused", evaluation["fused"]["accuracy"]))
@@ -215,9 +247,7 @@ def _results_section(evaluation: dict, picture: str | None) -> str:
     ]
     for label in evaluation["fused"]["iou"]:
         lines.append(
-            f"| {label.replace('|', chr(92) + '|')} | "
-            + " | ".join(_percent(evaluation[n]["iou"][label]) for n in measured)
-            + " |"
+            f"| {_cell(label)} | " + " | ".join(_percent(evaluation[n]["iou"][label]) for n in measured) + " |"
         )
     for key, title in MEANS.items():
         lines.append(f"| **{title}** | " + " | ".join(_percent(evaluation[name][key]) for name in measured) + " |")
@@ -231,10 +261,15 @@ def _results_section(evaluation: dict, picture: str | None) -> str:
     if evaluation.get("step"):
         lines[-1] += f" Measured after step {evaluation['step']} of the training."
     if evaluation.get("is_best"):
-        lines[-1] += " This step was chosen for its result on these very images, which flatters it."
+        lines[-1] += f" {CHOSEN}"
     if picture is not None:
         lines += ["", f"![What each class was taken for]({picture})"]
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text within a table of Markdown."""
+    return text.replace("|", r"\|")
 
 
 def _percent(value: float | None) -> str:

@@ -18,12 +18,16 @@ import numpy as np
 from PIL import Image
 
 from .configuration_co2s import Co2SConfig
-from .views import base_scale
 
 
 IGNORE = 255  # in every label map that leaves this module
 UNKNOWN = -1  # a label value or colour without a rule
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+
+
+def base_scale(size: tuple[int, int], base_size: tuple[int, int] | None) -> float:
+    """The factor by which an image of (width, height) just fits into (long, short) sides, whichever way it lies."""
+    return 1.0 if base_size is None else min(max(base_size) / max(size), min(base_size) / min(size))
 
 
 @dataclass(frozen=True)

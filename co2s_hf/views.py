@@ -39,11 +39,6 @@ def sample_generator(seed: int, stream: int, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, stream, index])
 
 
-def base_scale(size: tuple[int, int], base_size: tuple[int, int] | None) -> float:
-    """The factor by which an image of (width, height) just fits into (long, short) sides, whichever way it lies."""
-    return 1.0 if base_size is None else min(max(base_size) / max(size), min(base_size) / min(size))
-
-
 @dataclass(frozen=True)
 class Geometry:
     """A random crop and flip: `box` of the source image fills `filled` pixels of a square of `crop_size`."""

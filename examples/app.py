@@ -19,13 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from co2s_hf.arguments import parse_arguments, setting, told_plainly
 from co2s_hf.configuration_co2s import FUSIONS
 from co2s_hf.figures import confidence_picture, overlay, palette_or_default
 from co2s_hf.inference import load_for_prediction, sliding_window_logits
 from co2s_hf.modeling_co2s import STUDENTS, fuse_logits
+from co2s_hf.reading import ImageRule, StoredFile
 from co2s_hf.synthetic import draw_scene
 
 
@@ -66,15 +67,18 @@ class Demo:
         self.fusions = (fusion,) if fusion in STUDENTS else (fusion, *(name for name in FUSIONS if name != fusion))
         self.students = tuple(name for name in STUDENTS if name in self.fusions)
 
-    def predict(self, image: Image.Image | None) -> dict | None:
-        """Segment an image in every way that the page offers.
+    def predict(self, path: str | None) -> dict | None:
+        """Segment an image file in every way that the page offers.
 
         Returns:
             The image, as it was segmented, and per fusion its label map and confidence (0 to 255), (height, width).
         """
-        if image is None:
+        if path is None:
             return None
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        try:  # bands and scale as in the model's training
+            image = ImageRule.of_config(self.model.config).read(StoredFile(path))
+        except ValueError as error:
+            raise gr.Error(str(error).replace(path, Path(path).name)) from error
         if max(image.size) > MAX_SIDE_PX:
             gr.Info(f"The image is scaled down to {MAX_SIDE_PX} px: examples/predict.py takes any size.")
             image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
@@ -89,11 +93,6 @@ class Demo:
             confidence, labels = fused[0].softmax(dim=0).max(dim=0)
             result[fusion] = labels.byte().cpu().numpy(), (255 * confidence).byte().cpu().numpy()
         return result
-
-    def segment(self, image: Image.Image | None, fusion: str, opacity: float) -> list:
-        """What is kept of an image's prediction, and what is shown of it."""
-        result = self.predict(image)
-        return [result, *self.show(result, fusion, opacity)]
 
     def show(self, result: dict | None, fusion: str, opacity: float) -> list:
         """Pictures of the fused prediction, its confidence and both students, and the legend."""
@@ -125,7 +124,13 @@ class Demo:
             result = gr.State(time_to_live=FORGET_AFTER_S)
             with gr.Row():
                 with gr.Column(scale=1):
-                    image = gr.Image(type="pil", sources=["upload", "clipboard"], label="Image", elem_id="image")
+                    image = gr.Image(
+                        type="filepath",
+                        image_mode=None,  # as it is: what its bands mean is the model's to say
+                        sources=["upload", "clipboard"],
+                        label="Image",
+                        elem_id="image",
+                    )
                     run = gr.Button("Segment", variant="primary")
                     fusion = gr.Radio(
                         [(FUSION_NAMES[name], name) for name in self.fusions],
@@ -142,7 +147,15 @@ class Demo:
                         shown = [picture(STUDENT_NAMES[name], name) for name in self.students]
                     legend = gr.HTML(elem_id="legend")
             outputs = [fused, confidence, *shown, legend]
-            gr.on([run.click, image.change], self.segment, [image, fusion, opacity], [result, *outputs])
+            # The image that was dropped last counts, and the settings as they are when its prediction is there.
+            gr.on(
+                [run.click, image.change],
+                self.predict,
+                image,
+                result,
+                trigger_mode="always_last",
+                show_progress_on=[fused, confidence],
+            ).success(self.show, [result, fusion, opacity], outputs)
             gr.on([fusion.change, opacity.release], self.show, [result, fusion, opacity], outputs)
         return page
 

@@ -11,6 +11,7 @@
 
     # The results on the card of a published model, too (`hf auth login` first); a folder is published with them.
     python examples/evaluate.py --checkpoint user/name --data_dir path/to/folder --push_to_hub
+    python examples/evaluate.py --data_dir path/to/folder --push_to_hub --hub_model_id user/name
 
 Prints a table and writes metrics.json, confusion.png (what each class was taken for) and predictions.png.
 """
@@ -64,8 +65,11 @@ class Arguments(HubArguments, DataArguments):
         if not self.names_data:
             self.data_dir = "outputs/scenes-seed0"  # what training draws
         self.check_data()
+        is_published = not Path(self.checkpoint).is_dir()
+        if self.push_to_hub and is_published:
+            self.hub_model_id = self.hub_model_id or self.checkpoint
         self.check_hub()
-        if not Path(self.checkpoint).is_dir() and self.hub_model_id not in (None, self.checkpoint):
+        if is_published and self.hub_model_id not in (None, self.checkpoint):
             raise ValueError(
                 f"The results go on the card of {self.checkpoint}; leave out --hub_model_id {self.hub_model_id}."
             )
@@ -82,14 +86,14 @@ def main():
     check_precision(accelerator)
     use_all_cores(accelerator)
     output_dir = Path(args.output_dir)
-    repository = None
     if accelerator.is_main_process:
         check_new_folder(output_dir)
-        if args.push_to_hub:
-            with told_plainly():
-                name = args.hub_model_id or default_name(args.checkpoint)
-                repository = claim_repository(name, args.hub_private_repo, args.hub_revision)
-    model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size)
+    revision = None if Path(args.checkpoint).is_dir() else args.hub_revision
+    with told_plainly():
+        model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size, revision)
+        repository = None
+        if args.push_to_hub and accelerator.is_main_process:
+            repository = claim_repository(args.hub_model_id, args.hub_private_repo, args.hub_revision)
     model.to(accelerator.device)
     if args.eval_short_side is not None:
         image_processor.do_resize, image_processor.size = True, {"shortest_edge": args.eval_short_side}
@@ -119,20 +123,15 @@ def main():
         palette = palette_or_default(model.config.palette, len(id2label))
         draw_predictions(shown, id2label, palette, output_dir / "predictions.png")
         print(f"Wrote metrics.json, confusion.png and predictions.png into {output_dir}.")
-        if repository is not None:
-            with told_plainly():
-                if Path(args.checkpoint).is_dir():
-                    add_evaluation(args.checkpoint, results, output_dir / "confusion.png")
-                    url = publish(args.checkpoint, repository, args.hub_revision)
-                else:
-                    url = publish_evaluation(repository, results, output_dir / "confusion.png", args.hub_revision)
-            print(f"The results are on the card of {url}")
     accelerator.end_training()
-
-
-def default_name(checkpoint: str) -> str:
-    """The repository of a checkpoint: its own on the Hub, or one named as its folder."""
-    return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint
+    if repository is not None:
+        with told_plainly():
+            if Path(args.checkpoint).is_dir():
+                add_evaluation(args.checkpoint, results, output_dir / "confusion.png")
+                url = publish(args.checkpoint, repository, args.hub_revision)
+            else:
+                url = publish_evaluation(repository, results, output_dir / "confusion.png", args.hub_revision)
+        print(f"The results are on the card of {url}")
 
 
 if __name__ == "__main__":

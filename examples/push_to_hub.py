@@ -18,6 +18,7 @@ these are written into it first).
 """
 
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,7 +29,7 @@ import yaml
 import co2s_hf
 from co2s_hf.arguments import parse_arguments, setting, told_plainly
 from co2s_hf.files import check_new_folder, write_text, written_beside
-from co2s_hf.hub import HubArguments, add_handler, claim_repository, publish
+from co2s_hf.hub import HubTarget, add_handler, claim_repository, publish
 from co2s_hf.model_card import write_card
 
 
@@ -38,7 +39,7 @@ SPACE_REQUIREMENTS += ("pyyaml",)
 
 
 @dataclass
-class Arguments(HubArguments):
+class Arguments(HubTarget):
     checkpoint: str = setting("outputs/train_semi/model", "Folder of a trained model; for a Space also its Hub name.")
     handler: bool = setting(False, "Also publish handler.py, which Inference Endpoints run.")
     space: str | None = setting(None, "Publish a demo of the model as this Space (user/name), not the model.")
@@ -48,8 +49,12 @@ class Arguments(HubArguments):
         if self.space is not None and self.space_dir is not None:
             raise ValueError("Give either --space or --space_dir.")
         is_space = self.space is not None or self.space_dir is not None
-        if is_space and (self.handler or self.hub_model_id):
-            raise ValueError("--handler and --hub_model_id are for models; a demo needs --checkpoint alone.")
+        if is_space and (self.handler or self.hub_model_id or self.hub_revision):
+            raise ValueError(
+                "--handler, --hub_model_id and --hub_revision are for models; a Space runs its main branch."
+            )
+        if not is_space and self.hub_model_id is None:
+            raise ValueError("Name the repository: --hub_model_id user/name.")
         if not is_space and not (Path(self.checkpoint) / "config.json").exists():
             raise ValueError(
                 f"--checkpoint '{self.checkpoint}' is no folder with config.json; give a trained model's."
@@ -66,15 +71,14 @@ def main():
                 write_space(folder, args.checkpoint)
             print(f"Wrote {args.space_dir}; try it with: python {args.space_dir}/app.py")
         elif args.space is not None:
-            name = claim_repository(args.space, args.hub_private_repo, args.hub_revision, "space", sdk="gradio")
+            name = claim_repository(args.space, args.hub_private_repo, kind="space", sdk="gradio")
             with tempfile.TemporaryDirectory() as temporary:
                 write_space(Path(temporary), args.checkpoint)
                 retry = "Run the same command again."
-                print(f"Published the demo: {publish(temporary, name, args.hub_revision, 'space', retry)}")
+                print(f"Published the demo: {publish(temporary, name, kind='space', retry=retry)}")
         else:
             folder = Path(args.checkpoint)
-            name = args.hub_model_id or folder.resolve().name
-            name = claim_repository(name, args.hub_private_repo, args.hub_revision)
+            name = claim_repository(args.hub_model_id, args.hub_private_repo, args.hub_revision)
             if not (folder / "README.md").exists():
                 write_card(folder)
             if args.handler:
@@ -95,6 +99,7 @@ def write_space(folder: Path, checkpoint: str):
     lines = [f"{name}=={version(name).partition('+')[0]}\n" for name in SPACE_REQUIREMENTS]
     write_text(folder / "requirements.txt", "".join(lines))
     metadata = {"title": "Co2S", "emoji": "🛰️", "colorFrom": "blue", "colorTo": "green", "sdk": "gradio"}
+    metadata["python_version"] = f"{sys.version_info.major}.{sys.version_info.minor}"  # what the pins below are for
     metadata |= {"sdk_version": version("gradio"), "app_file": "app.py", "license": "apache-2.0"}
     metadata |= {"short_description": "Land cover from aerial and satellite images"}
     metadata |= {} if is_folder else {"models": [checkpoint]}

@@ -327,9 +327,7 @@ def main():
     repository = None
     if args.push_to_hub and accelerator.is_main_process:
         with told_plainly():
-            repository = claim_repository(
-                args.hub_model_id or output_dir.resolve().name, args.hub_private_repo, args.hub_revision
-            )
+            repository = claim_repository(args.hub_model_id, args.hub_private_repo, args.hub_revision)
 
     # 2. The model.
     set_seed(args.seed)
@@ -375,8 +373,11 @@ def main():
     if checkpoint is not None:
         accelerator.load_state(checkpoint)
         accelerator.print(f"Going on after step {start} from {checkpoint}.")
+    facts = facts_of_run(args, accelerator, data, is_drawn)
+    if checkpoint is not None:
+        facts = json.loads((checkpoint.parent.parent / "arguments.json").read_text())
     elif accelerator.is_main_process:
-        start_output(args, accelerator, output_dir, data, is_drawn)
+        start_output(args, facts, output_dir, data)
     accelerator.wait_for_everyone()
     if args.report_to:
         shown = {name: value for name, value in asdict(args).items() if isinstance(value, int | float | str)}
@@ -453,14 +454,14 @@ def main():
         print(f"Look at {output_dir / 'predictions.png'} and {output_dir / 'curves.png'}.")
         kept = [folder for name in ("model", "best_model") if (folder := output_dir / name).exists()]
         for folder in kept:
-            describe(folder, args, data)
-        if repository is not None:
-            with told_plainly():
-                print(f"Published {kept[-1]}: {publish(kept[-1], repository, args.hub_revision)}")
+            describe(folder, facts, args, data)
     # The process group has to outlive the wrapper that reduces gradients through it: with gloo, PyTorch may otherwise
     # hang at exit, waiting for a thread that waits for the interpreter.
     objective, optimizer, loader = accelerator.free_memory(objective, optimizer, loader)
     accelerator.end_training()
+    if repository is not None:
+        with told_plainly():
+            print(f"Published {kept[-1]}: {publish(kept[-1], repository, args.hub_revision)}")
 
 
 def open_data(args: Arguments, accelerator: Accelerator) -> Source:
@@ -521,7 +522,7 @@ def build_model(args: Arguments, data: Source) -> Co2SForSemanticSegmentation:
     return model
 
 
-def start_output(args: Arguments, accelerator: Accelerator, output_dir: Path, data: Source, is_drawn: bool):
+def start_output(args: Arguments, run: dict, output_dir: Path, data: Source):
     """Make the output folder, empty of an earlier run, and write down what it takes to repeat this one."""
     output_dir.mkdir(parents=True, exist_ok=True)
     for path in (output_dir / name for name in WRITTEN):
@@ -529,7 +530,7 @@ def start_output(args: Arguments, accelerator: Accelerator, output_dir: Path, da
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    write_json(output_dir / "arguments.json", facts_of_run(args, accelerator, data, is_drawn))
+    write_json(output_dir / "arguments.json", run)
     facts = {"hash": data.hash, "seed": args.seed, "labeled_fraction": args.labeled_fraction}
     write_lists(output_dir / "splits", data.lists, facts | {"validation_fraction": args.validation_fraction})
 
@@ -540,19 +541,18 @@ def is_best(results: dict, folder: Path) -> bool:
     return not path.exists() or results["fused"]["mean_iou"] > json.loads(path.read_text())["fused"]["mean_iou"]
 
 
-def describe(folder: Path, args: Arguments, data: Source):
+def describe(folder: Path, facts: dict, args: Arguments, data: Source):
     """Make a saved model's folder one that can be published: with its card, the run's facts, figures and samples."""
-    run = folder.parent
-    facts = (run / "arguments.json").read_text()
-    write_text(folder / TRAINING_FILE, without_secrets(facts))
-    (folder / CURVES).parent.mkdir(exist_ok=True)
-    shutil.copyfile(run / "curves.png", folder / CURVES)
+    write_text(folder / TRAINING_FILE, without_secrets(json.dumps(facts, indent=1)))
+    for pictures in (folder / CURVES).parent, folder / SAMPLES:  # of an earlier end of the run
+        shutil.rmtree(pictures, ignore_errors=True)
+        pictures.mkdir()
+    shutil.copyfile(folder.parent / "curves.png", folder / CURVES)
     if samples := data.validation[: args.card_samples]:
         model = Co2SForSemanticSegmentation.from_pretrained(folder)
         shown = examples_to_show(model, Co2SImageProcessor.from_pretrained(folder), samples, args.crop_size)
         palette = palette_or_default(data.palette, len(data.id2label))
         draw_predictions(shown, data.id2label, palette, folder / PREDICTIONS)
-        (folder / SAMPLES).mkdir(exist_ok=True)
         for number, example in enumerate(shown):
             example.image.thumbnail((SAMPLE_PX, SAMPLE_PX))
             example.image.save(folder / SAMPLES / f"validation_{number}.png")

@@ -14,14 +14,13 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.arguments import parse_arguments, setting, told_plainly
 from co2s_hf.attention import class_token_attention
 from co2s_hf.figures import draw_attention
 from co2s_hf.files import written_file
 from co2s_hf.modeling_co2s import STUDENTS
+from co2s_hf.reading import ImageRule, StoredFile
 
 
 SUFFIXES = (".png", ".pdf")
@@ -47,9 +46,10 @@ class Arguments:
 def main():
     args = parse_arguments(Arguments, __doc__)
     with told_plainly():
-        image = ImageOps.exif_transpose(Image.open(args.image)).convert("RGB")
-        image.thumbnail((args.max_side, args.max_side))
         model = Co2SForSemanticSegmentation.from_pretrained(args.checkpoint, attn_implementation="eager").eval()
+        # Bands and scale as in the model's training.
+        image = ImageRule.of_config(model.config).read(StoredFile(args.image))
+        image.thumbnail((args.max_side, args.max_side))
         image_processor = Co2SImageProcessor.from_pretrained(args.checkpoint)
         # Whole patches of both towers, so that every patch of a map lies where it was looked at.
         patch = math.lcm(*(getattr(model, student).encoder.patch_size for student in STUDENTS))

@@ -97,6 +97,13 @@ def test_an_image_goes_in_and_an_overlay_comes_out(browser_page, tmp_path):
     np.testing.assert_array_equal(picture(browser_page, "fused"), picture(browser_page, "dinov3"))
 
 
+def test_more_than_eight_bits_are_not_guessed_at(browser_page, tmp_path):
+    Image.fromarray(np.full((40, 40), 3000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    browser_page.set_input_files("#image input[type=file]", tmp_path / "deep.png")
+    browser_page.wait_for_selector("text=deep.png")
+    assert browser_page.locator("#fused img").count() == 0
+
+
 def test_a_sample_needs_one_click(browser_page):
     browser_page.locator("#samples img").first.click()
     browser_page.wait_for_selector("#fused img")

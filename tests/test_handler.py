@@ -81,7 +81,10 @@ def test_a_threshold_leaves_classes_out(handler, image):
         ({"inputs": png(Image.new("L", (5000, 5000)))}, r"5000x5000 pixels; at most 4194304"),
         ({"inputs": png(Image.new("I;16", (4, 4)))}, r"more than 8 bits"),
         ({"inputs": png(Image.effect_noise((64, 64), 9))[:-1000]}, r"damaged"),
-        ({"inputs": Image.new("RGB", (8, 8)), "parameters": {"size": 3}}, r"`parameters` holds size"),
+        ({"inputs": png(Image.effect_noise((64, 64), 9), "JPEG")[:200]}, r"cannot be read|damaged"),
+        ({"inputs": Image.new("RGB", (8, 8)), "parameters": {"size": 3}}, r"`parameters` is \{'size': 3\}"),
+        ({"inputs": Image.new("RGB", (8, 8)), "parameters": {"threshold": "0.5"}}, r"a number from 0 to 1"),
+        ({"inputs": Image.new("RGB", (8, 8)), "parameters": [1]}, r"`parameters` is \[1\]"),
     ],
 )
 def test_bad_requests_are_explained(handler, data, message):

@@ -1,5 +1,6 @@
 """Publishing through the real client to a Hub that runs here."""
 
+import importlib
 import json
 import os
 import shutil
@@ -21,8 +22,9 @@ from test_model_card import evaluation
 from test_remote_code import LOAD_AND_RUN
 
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
+from co2s_hf.arguments import parse_arguments
 from co2s_hf.hub import PublishError, claim_repository, publish, publish_evaluation
-from co2s_hf.model_card import write_card
+from co2s_hf.model_card import figure_place, write_card
 
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +89,9 @@ def test_transformers_own_push_carries_the_code(hub, folder):
     model.push_to_hub("user/direct")
     Co2SImageProcessor.from_pretrained(folder).push_to_hub("user/direct")
     code = {name for name in files(hub, "user/direct") if name.endswith(".py")}
-    assert code == {f"{n}_co2s.py" for n in ("configuration", "modeling", "image_processing")} | {"text_guidance.py"}
+    assert code == {f"{n}_co2s.py" for n in ("adapters", "configuration", "modeling", "image_processing")} | {
+        "text_guidance.py"
+    }
     assert "custom_pipelines" in json.loads(files(hub, "user/direct")["config.json"].data)
 
 
@@ -161,8 +165,46 @@ def test_results_are_added_to_a_published_card(hub, folder, tmp_path):
     assert "| land | 40.0 | 45.0 | 50.0 |" in card.text and {r.dataset_name for r in card.data.eval_results} == {
         "towns"
     }
-    assert files(hub, name)["figures/confusion-towns.png"].data == b"picture"
+    assert files(hub, name)[figure_place(evaluation("towns"))].data == b"picture"
     assert "model.safetensors" in files(hub, name)
+
+
+def test_pictures_that_are_gone_here_go_there(hub, folder):
+    name = claim_repository("user/fields")
+    for place in ("samples/validation_0.png", "figures/predictions.png", "notes.txt"):
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_bytes(b"mine")
+    publish(folder, name)
+    shutil.rmtree(folder / "samples")
+    (folder / "notes.txt").unlink()
+    publish(folder, name)
+    assert {"figures/predictions.png", "notes.txt"} <= set(files(hub, name))  # others' files stay
+    assert "samples/validation_0.png" not in files(hub, name)
+
+
+def test_a_card_of_a_branch_is_about_its_weights(hub, folder, scenes_folder, tmp_path):
+    labels = ["building", "road", "pavement", "vegetation", "bare soil", "water"]
+    for seed, revision in ((1, None), (2, "v1")):
+        model = make_model(seed=seed, crop_size=16, id2label=dict(enumerate(labels)), palette=None)
+        model.save_pretrained(folder)
+        publish(folder, claim_repository("user/two", revision=revision), revision)
+    words = ("evaluate.py", "--data_dir", scenes_folder, "--use_cpu")
+    local = run_example(*words, "--checkpoint", folder, "--output_dir", tmp_path / "local")
+    done = run_example(
+        *words, "--checkpoint", "user/two", "--hub_revision", "v1", "--push_to_hub", "--output_dir", tmp_path / "hub"
+    )
+    assert local.returncode == done.returncode == 0, done.stderr[-2000:]
+    measured = [json.loads((tmp_path / name / "metrics.json").read_text())["fused"] for name in ("local", "hub")]
+    assert measured[0] == measured[1]
+    assert "IoU in per cent" in files(hub, "user/two", "v1")["README.md"].data.decode()
+    assert "IoU in per cent" not in files(hub, "user/two")["README.md"].data.decode()
+
+
+def test_a_mistyped_name_makes_no_repository(hub, scenes_folder, tmp_path):
+    words = ("--checkpoint", "user/nmae", "--data_dir", scenes_folder, "--push_to_hub", "--output_dir", tmp_path / "o")
+    done = run_example("evaluate.py", *words)
+    assert done.returncode == 1 and "user/nmae" in done.stderr and "Traceback" not in done.stderr
+    assert not hub.repositories
 
 
 def test_hidden_files_stay_behind(hub, folder):
@@ -176,7 +218,7 @@ def test_hidden_files_stay_behind(hub, folder):
 # --- the scripts
 
 
-def test_a_run_publishes_its_best_model_and_an_evaluation_joins(hub, scenes_folder, tmp_path):
+def test_a_run_publishes_its_best_model_and_an_evaluation_joins(hub, scenes_folder, tmp_path, monkeypatch):
     output = tmp_path / "run"
     run = run_example(
         "train_semi.py", "--data_dir", scenes_folder, "--output_dir", output, "--max_train_steps", 2,
@@ -194,6 +236,11 @@ def test_a_run_publishes_its_best_model_and_an_evaluation_joins(hub, scenes_fold
     fused = [result for result in card.data.eval_results if result.metric_name == "Mean IoU, fused"]
     assert [result.metric_value for result in fused] == [round(metrics["fused"]["mean_iou"], 4)]
     assert "| labelled images | 3 |" in card.text and "This step was chosen" in card.text
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(card.text.split("```yaml\n")[1].split("```")[0])
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    again = parse_arguments(importlib.import_module("train_semi").Arguments, "", ["--config", str(settings)])
+    assert (again.max_train_steps, again.crop_size, again.push_to_hub) == (2, 16, False)
     assert "This step was chosen" not in (output / "model" / "README.md").read_text()
 
     other = Path(shutil.copytree(scenes_folder, tmp_path / "elsewhere"))
@@ -225,7 +272,7 @@ def test_a_failed_upload_at_the_end_of_a_run_keeps_everything(hub, scenes_folder
 
 def test_pushing_a_folder_with_handler_writes_what_is_missing(hub, folder):
     (folder / "README.md").unlink()
-    done = run_example("push_to_hub.py", "--checkpoint", folder, "--hub_model_id", "fields", "--handler")
+    done = run_example("push_to_hub.py", "--checkpoint", folder, "--hub_model_id", "user/fields", "--handler")
     assert done.returncode == 0, done.stderr
     assert {"README.md", "handler.py", "requirements.txt"} <= set(files(hub, "user/fields"))
     assert "EndpointHandler" in files(hub, "user/fields")["handler.py"].data.decode()
@@ -236,8 +283,9 @@ def test_pushing_a_folder_with_handler_writes_what_is_missing(hub, folder):
     [
         (["--checkpoint", "nowhere"], "is no folder with config.json"),
         (["--space", "user/demo", "--checkpoint", "."], "needs the name of a published model"),
-        (["--space", "user/demo", "--handler"], "a demo needs --checkpoint alone"),
-        (["--hub_private_repo", "maybe"], "argument --hub_private_repo"),
+        (["--space", "user/demo", "--handler"], "are for models"),
+        (["--space", "user/demo", "--hub_revision", "v1"], "a Space runs its main branch"),
+        (["--checkpoint", str(ROOT / "tests")], "is no folder with config.json"),
     ],
 )
 def test_wrong_words_are_refused(words, message):
@@ -253,6 +301,7 @@ def test_a_space_is_the_demo_with_everything_it_imports(hub):
     assert yaml.safe_load(space["app.yaml"].data) == {"checkpoint": "user/fields"}
     assert "co2s_hf/modeling_co2s.py" in space and not [name for name in space if "__pycache__" in name]
     metadata = yaml.safe_load(space["README.md"].data.decode().split("---")[1])
+    assert metadata["python_version"] == f"{sys.version_info.major}.{sys.version_info.minor}"
     assert metadata["sdk"] == "gradio" and metadata["app_file"] == "app.py" and metadata["models"] == ["user/fields"]
     assert b"gradio" not in space["requirements.txt"].data  # the Space brings it: sdk_version
     assert b"torch==2." in space["requirements.txt"].data and b"+cpu" not in space["requirements.txt"].data

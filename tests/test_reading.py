@@ -3,7 +3,7 @@ import pytest
 import rasterio
 from PIL import Image
 
-from co2s_hf.reading import ImageRule, LabelRule, StoredFile, percentile_scale, read_bands
+from co2s_hf.reading import ImageRule, LabelRule, StoredFile, base_scale, percentile_scale, read_bands
 
 
 def write_raster(path, values, **profile) -> StoredFile:
@@ -154,3 +154,9 @@ def test_palettes_of_masks_are_for_viewing(tmp_path):
     mask.putpalette([9] * 768)
     mask.save(tmp_path / "mask.png")
     assert np.asarray(LabelRule().read(StoredFile(str(tmp_path / "mask.png")))).tolist() == [[0, 2]]
+
+
+def test_the_base_scale_fits_either_way_round():
+    assert base_scale((1000, 400), None) == 1
+    assert base_scale((256, 256), (2048, 512)) == 2  # tiles of 256 px become 512
+    assert base_scale((4096, 256), (2048, 512)) == base_scale((256, 4096), (2048, 512)) == 0.5

@@ -1,6 +1,7 @@
 """A saved folder works where this package is not: torch, transformers and Pillow are all that is there."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -105,7 +106,8 @@ def test_a_stranger_can_change_the_model_and_save_it_again(saved, environment, t
     assert torch.equal(reloaded.dinov3.guidance.queries, saved.dinov3.guidance.queries)
 
 
-def test_with_the_package_no_trust_is_needed(saved, tmp_path, image, caplog):
+def test_with_the_package_no_trust_is_needed(saved, tmp_path, image, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # so that its complaints would be seen
     segment = pipeline("image-segmentation", model=str(tmp_path / "model"))
     assert type(segment.model) is type(saved)
     segments = segment(image)

@@ -6,7 +6,6 @@ from PIL import Image
 from co2s_hf.views import (
     NO_BLUR_SIGMA_PX,
     Geometry,
-    base_scale,
     cutmix,
     draw_appearance,
     draw_cutmix_box,
@@ -51,12 +50,6 @@ def test_crops_reach_every_border():
     assert boxes[:, 0].min() < 2 and boxes[:, 1].min() < 2
     assert boxes[:, 2].max() > 98 and boxes[:, 3].max() > 78
     assert (boxes >= 0).all() and boxes[:, 2].max() <= 100 and boxes[:, 3].max() <= 80
-
-
-def test_the_base_scale_fits_either_way_round():
-    assert base_scale((1000, 400), None) == 1
-    assert base_scale((256, 256), (2048, 512)) == 2  # tiles of 256 px become 512
-    assert base_scale((4096, 256), (2048, 512)) == base_scale((256, 4096), (2048, 512)) == 0.5
 
 
 def test_random_numbers_depend_on_seed_stream_and_index_alone():
