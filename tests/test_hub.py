@@ -23,7 +23,7 @@ from test_remote_code import LOAD_AND_RUN
 
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.arguments import parse_arguments
-from co2s_hf.hub import PublishError, claim_repository, publish, publish_evaluation
+from co2s_hf.hub import HubArguments, PublishError, claim_repository, publish, publish_evaluation
 from co2s_hf.model_card import figure_place, write_card
 
 
@@ -279,18 +279,33 @@ def test_pushing_a_folder_with_handler_writes_what_is_missing(hub, folder):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("settings", "message"),
     [
-        (["--checkpoint", "nowhere"], "is no folder with config.json"),
-        (["--space", "user/demo", "--checkpoint", "."], "needs the name of a published model"),
-        (["--space", "user/demo", "--handler"], "are for models"),
-        (["--space", "user/demo", "--hub_revision", "v1"], "a Space runs its main branch"),
-        (["--checkpoint", str(ROOT / "tests")], "is no folder with config.json"),
+        ({"checkpoint": "nowhere", "hub_model_id": "user/x"}, r"'nowhere' is no folder with config.json"),
+        ({"checkpoint": str(ROOT / "tests"), "hub_model_id": "user/x"}, r"is no folder with config.json"),
+        ({"checkpoint": "nowhere"}, r"Name the repository: --hub_model_id"),
+        ({"space": "user/demo", "checkpoint": "."}, r"needs the name of a published model"),
+        ({"space": "user/demo", "space_dir": "here"}, r"either --space or --space_dir"),
+        ({"space": "user/demo", "handler": True}, r"are for models"),
+        ({"space": "user/demo", "hub_revision": "v1"}, r"a Space runs its main branch"),
     ],
 )
-def test_wrong_words_are_refused(words, message):
-    done = run_example("push_to_hub.py", *words)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+def test_wrong_settings_are_refused(settings, message, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    with pytest.raises(ValueError, match=message):
+        importlib.import_module("push_to_hub").Arguments(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"push_to_hub": True}, r"needs a name for the repository"),
+        ({"hub_private_repo": True}, r"go with --push_to_hub"),
+    ],
+)
+def test_publishing_is_asked_for_whole(settings, message):
+    with pytest.raises(ValueError, match=message):
+        HubArguments(**settings).check_hub()
 
 
 def test_a_space_is_the_demo_with_everything_it_imports(hub):
