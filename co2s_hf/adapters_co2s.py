@@ -196,4 +196,4 @@ class Co2SAdapterMixin:
             queries.queries, text.embeddings = own_queries, own_text
 
 
-__all__ = ["ADAPTER_FILE", "Co2SAdapterMixin"]
+__all__ = ["ADAPTER_FILE", "PEFT_CONFIG_FILE", "Co2SAdapterMixin"]

@@ -2,12 +2,14 @@
 
 import copy
 import re
+from dataclasses import dataclass
 
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
+from .arguments import setting
 from .modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
 
 
@@ -16,6 +18,35 @@ _LAYER = r"(clip|dinov3)\.encoder\.vision_model\..*\."
 _ATTENTION = r"(self_attn|attention)\.(q_proj|k_proj|v_proj|out_proj|o_proj)"
 _MLP = r"mlp\.(fc1|fc2|gate_proj|up_proj|down_proj)"
 TARGETS = {"attention": rf"{_LAYER}{_ATTENTION}", "attention+mlp": rf"{_LAYER}({_ATTENTION}|{_MLP})"}
+
+
+@dataclass
+class LoraArguments:
+    """What a script can be told about LoRA."""
+
+    lora_rank: int = setting(8, "Rank of the updates.")
+    lora_targets: str = setting(
+        "attention", "What is updated: attention, attention+mlp, or a regular expression for names of layers."
+    )
+    lora_alpha: int | None = setting(None, "Updates are scaled by alpha / rank. Left out: twice the rank.")
+    lora_dropout: float = setting(0.0, "Dropout before the updates.")
+    use_dora: bool = setting(False, "Also train the magnitudes of the weights (DoRA).")
+    use_rslora: bool = setting(False, "Scale by alpha / sqrt(rank), for high ranks (rsLoRA).")
+    freeze_decoders: bool = setting(False, "Leave the decoders as they are; the adapter is far smaller then.")
+    freeze_queries: bool = setting(False, "Leave DINOv3's learnable queries as they are.")
+
+    def lora_config(self, model: Co2SForSemanticSegmentation) -> LoraConfig:
+        """See [`co2s_lora_config`]."""
+        further = {"lora_dropout": self.lora_dropout, "use_dora": self.use_dora, "use_rslora": self.use_rslora}
+        further |= {} if self.lora_alpha is None else {"lora_alpha": self.lora_alpha}
+        return co2s_lora_config(
+            model,
+            self.lora_rank,
+            self.lora_targets,
+            train_decoders=not self.freeze_decoders,
+            train_queries=not self.freeze_queries,
+            **further,
+        )
 
 
 def co2s_lora_config(
@@ -68,13 +99,18 @@ def co2s_lora_config(
     return LoraConfig(r=rank, target_modules=pattern, modules_to_save=whole, **{"lora_alpha": 2 * rank} | lora_kwargs)
 
 
+def has_adapter(model: Co2SForSemanticSegmentation) -> bool:
+    """Whether an adapter was added to the model or loaded."""
+    return getattr(model, "_hf_peft_config_loaded", False)
+
+
 def merged(model: Co2SForSemanticSegmentation) -> Co2SForSemanticSegmentation:
     """A copy of a model with its active adapter merged into the weights: a plain Co2S model, without peft.
 
     Raises:
         ValueError: The model has no adapter.
     """
-    if not getattr(model, "_hf_peft_config_loaded", False):
+    if not has_adapter(model):
         raise ValueError("The model has no adapter to merge.")
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
@@ -92,4 +128,4 @@ def _is_adaptable(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.Conv2d)
 
 
-__all__ = ["TARGETS", "co2s_lora_config", "merged"]
+__all__ = ["TARGETS", "LoraArguments", "co2s_lora_config", "has_adapter", "merged"]

@@ -10,9 +10,11 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .adapters_co2s import PEFT_CONFIG_FILE
 from .configuration_co2s import Co2SConfig
 from .data_arguments import DataArguments
 from .files import write_text
+from .modeling_co2s import Co2SForSemanticSegmentation
 from .sources import Source
 
 
@@ -42,18 +44,23 @@ def template_path() -> Path:
     return inside if inside.exists() else Path(__file__).parents[1] / "model_cards" / "template.md"
 
 
-def write_card(folder: str | Path, evaluation: dict | None = None) -> Path:
+def write_card(folder: str | Path, evaluation: dict | None = None, config: Co2SConfig | None = None) -> Path:
     """Write README.md into a checkpoint's folder.
 
     Args:
-        folder: With config.json; training.json, figures/ and samples/ are used where they exist.
+        folder: Of a model or an adapter; training.json, figures/ and samples/ are used where they exist.
         evaluation: What was measured, as in metrics.json, if anything.
+        config: Of the model, or of the base with the adapter. Left out: what is loaded from the folder says.
 
     Returns:
         The card's path.
     """
     folder = Path(folder)
-    config = Co2SConfig.from_pretrained(folder)
+    adapter = json.loads(path.read_text()) if (path := folder / PEFT_CONFIG_FILE).exists() else None
+    if config is None and adapter is None:
+        config = Co2SConfig.from_pretrained(folder)
+    elif config is None:
+        config = Co2SForSemanticSegmentation.from_pretrained(folder).config
     path = folder / TRAINING_FILE
     training = json.loads(path.read_text()) if path.exists() else None
     if training:  # in a table's cell
@@ -61,8 +68,9 @@ def write_card(folder: str | Path, evaluation: dict | None = None) -> Path:
     pictures = {name: p for name, p in (("predictions", PREDICTIONS), ("curves", CURVES)) if (folder / p).exists()}
     samples = sorted(path.relative_to(folder).as_posix() for path in (folder / SAMPLES).glob("*"))
     card = ModelCard.from_template(
-        _metadata(training, samples),
+        _metadata(training, samples, adapter),
         template_path(),
+        adapter=adapter,
         title=_title(training),
         config=config,
         labels=[config.id2label[index] for index in range(config.num_labels)],
@@ -196,10 +204,14 @@ def _title(training: dict | None) -> str:
     return f"Co2S trained on {training['data']['name']}" if training else "Co2S"
 
 
-def _metadata(training: dict | None, samples: list[str]) -> ModelCardData:
+def _metadata(training: dict | None, samples: list[str], adapter: dict | None) -> ModelCardData:
     arguments = training["arguments"] if training else {}
     towers = [tower for tower in (arguments.get("clip_model"), arguments.get("dinov3_model")) if tower]
-    facts = {}
+    facts = {"library_name": "transformers"}
+    if adapter is not None:
+        towers = []  # the base's card tells
+        facts = {"library_name": "peft", "base_model_relation": "adapter"}
+        facts |= {"base_model": base} if _is_hub_name(base := adapter["base_model_name_or_path"] or "") else {}
     if towers:
         facts |= {"license": "other", "license_name": "dinov3-license", "license_link": DINOV3_LICENSE}
     if hub_names := [
@@ -212,12 +224,16 @@ def _metadata(training: dict | None, samples: list[str]) -> ModelCardData:
         facts["widget"] = [{"src": sample, "example_title": Path(sample).stem} for sample in samples]
     return ModelCardData(
         model_name=_title(training),
-        library_name="transformers",
         pipeline_tag="image-segmentation",
-        tags=["co2s", "remote-sensing", "semantic-segmentation", "semi-supervised", "custom_code"],
+        tags=["co2s", "remote-sensing", "semantic-segmentation", "semi-supervised", "custom_code"]
+        + (["lora"] if adapter else []),
         metrics=["mean_iou"],
         **facts,
     )
+
+
+def _is_hub_name(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
 
 
 def _eval_results(evaluation: dict) -> list[EvalResult]:

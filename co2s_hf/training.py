@@ -141,6 +141,16 @@ def make_optimizer(
     return AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
+def training_size(model: Co2SForSemanticSegmentation, optimizer: Optimizer) -> str:
+    """A line on how much of the model trains, and the memory of the optimiser's state."""
+    parameters = list(model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    total = sum(p.numel() for p in parameters)
+    state = [v for values in optimizer.state.values() for v in values.values() if isinstance(v, torch.Tensor)]
+    megabytes = sum(tensor.numel() * tensor.element_size() for tensor in state) / 1e6
+    return f"Trained {trained / 1e6:.2f} M of {total / 1e6:.2f} M parameters; optimiser state {megabytes:.1f} MB."
+
+
 def polynomial_decay(optimizer: Optimizer, total_steps: int, power: float = 0.9) -> LambdaLR:
     """Learning rates fall to 0 as (1 - step / total)^power, without warm-up."""
     return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total_steps) ** power)
@@ -344,5 +354,6 @@ __all__ = [
     "steps_per_epoch",
     "tiny_config",
     "tiny_model",
+    "training_size",
     "use_all_cores",
 ]

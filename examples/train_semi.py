@@ -36,9 +36,10 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import accelerate
 import kornia
@@ -51,7 +52,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 import co2s_hf
-from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
+from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.arguments import parse_arguments, setting, told_plainly
 from co2s_hf.catalog import BENCHMARKS, Benchmark
 from co2s_hf.data import PairedViews
@@ -60,6 +61,7 @@ from co2s_hf.figures import draw_curves, draw_predictions, palette_or_default
 from co2s_hf.files import check_new_folder, write_json, write_text
 from co2s_hf.hub import HubArguments, claim_repository, publish
 from co2s_hf.logbook import Logbook, NonFiniteGuard, read_log
+from co2s_hf.lora import LoraArguments, has_adapter, merged
 from co2s_hf.model_card import (
     CURVES,
     PREDICTIONS,
@@ -94,6 +96,7 @@ from co2s_hf.training import (
     save_model,
     steps_per_epoch,
     tiny_model,
+    training_size,
     use_all_cores,
 )
 from co2s_hf.views import make_views
@@ -102,12 +105,15 @@ from co2s_hf.views import make_views
 NUM_SHOWN = 5  # validation images in the figure
 SAMPLE_PX = 1024  # longest side of the widget's examples
 WRITTEN = ("checkpoints", "model", "best_model", "log.jsonl", "metrics.json", "predictions.png", "curves.png")
+WRITTEN += ("adapter", "best_adapter", "merged", "metrics_before.json")
 WRITTEN += ("splits", "co2s_hf", "arguments.json")  # co2s_hf/ is TensorBoard's
 
 
 @dataclass
-class Arguments(HubArguments, DataArguments):
+class Arguments(HubArguments, LoraArguments, DataArguments):
     """What a run can be told. None stands for a value that depends on others, and is filled in."""
+
+    saved_as: ClassVar[str] = "model"  # the folder's name
 
     output_dir: str = setting(
         "outputs/train_semi", "New folder for model/, metrics.json, log.jsonl, arguments.json and figures."
@@ -164,6 +170,9 @@ class Arguments(HubArguments, DataArguments):
     num_train_epochs: int | None = setting(None, "Length of the training in walks through the longer list, instead.")
     learning_rate: float | None = setting(None, "Base learning rate. Pretrained: 1e-4; from scratch: 1e-3.")
     weight_decay: float = setting(0.01, "AdamW's weight decay.")
+    lora: bool = setting(
+        False, "In the towers train low-rank updates instead of what --train_backbones says; merged in the end."
+    )
     train_backbones: Literal["attention", "all", "none"] | None = setting(
         None, "What trains in the towers. Pretrained: attention; from scratch: all."
     )
@@ -210,8 +219,8 @@ class Arguments(HubArguments, DataArguments):
             # Tiny towers that have seen little are seldom as sure as pretrained ones.
             "confidence_threshold": 0.6 if from_scratch else 0.95,
             "learning_rate": 1e-3 if from_scratch else 1e-4,
-            "train_backbones": "all" if from_scratch else "attention",
-            "backbone_lr_scale": 1.0 if from_scratch else 0.01,
+            "train_backbones": "none" if self.lora else "all" if from_scratch else "attention",
+            "backbone_lr_scale": 1.0 if from_scratch or self.lora else 0.01,
             "decoder_lr_scale": 1.0 if from_scratch else 10.0,
             "stability": "reference" if self.recipe == "released" else "paper",
         }
@@ -240,6 +249,8 @@ class Arguments(HubArguments, DataArguments):
         self.check_hub()
         if (self.clip_model is None) != (self.dinov3_model is None):
             raise ValueError("Give both --clip_model and --dinov3_model, or neither for a tiny model from scratch.")
+        if self.lora and self.train_backbones not in (None, "none"):
+            raise ValueError(f"Give either --lora or --train_backbones {self.train_backbones}.")
         for one, other in (("max_train_steps", "num_train_epochs"), ("eval_steps", "eval_epochs")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise ValueError(f"Give either --{one} or --{other}.")
@@ -283,8 +294,25 @@ class Arguments(HubArguments, DataArguments):
 
 
 def main():
-    args = parse_arguments(Arguments, __doc__)
+    train(parse_arguments(Arguments, __doc__), build_model)
+
+
+def train(
+    args: Arguments,
+    build_model: Callable[[Arguments, Source], Co2SForSemanticSegmentation],
+    config: Co2SConfig | None = None,
+    evaluate_first: bool = False,
+):
+    """Run a training from its arguments to what it leaves behind; finetune_lora.py does, too.
+
+    Args:
+        args: Checked, and filled in but for what depends on the data.
+        build_model: Makes the model for the data, in training mode, with what trains unfrozen.
+        config: Of the model that is trained further, if any: how it reads images, and its classes.
+        evaluate_first: Also measure before the first step.
+    """
     output_dir = Path(args.output_dir)
+    folder, best_folder = output_dir / args.saved_as, output_dir / f"best_{args.saved_as}"
     accelerator = Accelerator(
         cpu=args.use_cpu,
         mixed_precision=args.mixed_precision,
@@ -312,7 +340,7 @@ def main():
             "--overwrite_output_dir.",
         )
     is_drawn = not args.names_data
-    data = open_data(args, accelerator)
+    data = open_data(args, accelerator, config)
     if len(data.labeled) < args.per_device_train_batch_size:
         accelerator.print(
             f"{len(data.labeled)} labelled images make batches of {args.per_device_train_batch_size}: a batch shows "
@@ -391,10 +419,16 @@ def main():
         results["largest_class_mean_iou"] = largest_class_mean_iou(matrices["fused"])
         results |= results_dict(matrices, data.id2label)
         accelerator.log({f"validation/{name}/mean_iou": results[name]["mean_iou"] for name in matrices}, step=step)
-        if args.eval_steps and accelerator.is_main_process and is_best(results, output_dir / "best_model"):
-            save_model(model, image_processor, output_dir / "best_model", results)
-            print(f"The best so far: {output_dir / 'best_model'}.")
+        if args.eval_steps and step and accelerator.is_main_process and is_best(results, best_folder):
+            save_model(savable(model, args), image_processor, best_folder, results)
+            print(f"The best so far: {best_folder}.")
         return results
+
+    if evaluate_first and checkpoint is None:
+        accelerator.print("Before the first step:")
+        before = measure(0)
+        if accelerator.is_main_process:
+            write_json(output_dir / "metrics_before.json", before)
 
     # 4. The loop.
     logbook, guard = Logbook(accelerator, output_dir / "log.jsonl", data.id2label), NonFiniteGuard(accelerator)
@@ -435,26 +469,27 @@ def main():
             if args.eval_steps and done % args.eval_steps == 0 and not is_last:
                 measure(done)
     bar.close()
+    accelerator.print(training_size(model, optimizer))
 
     # 5. What came of it.
     if accelerator.is_main_process:
-        save_model(model, image_processor, output_dir / "model")
-        print(f"Saved {output_dir / 'model'}: Co2SForSemanticSegmentation.from_pretrained('{output_dir / 'model'}')")
+        save_model(savable(model, args), image_processor, folder)
+        print(f"Saved {folder}: Co2SForSemanticSegmentation.from_pretrained('{folder}')")
     results = measure(args.max_train_steps)
     accelerator.print(
         f"(predicting the largest class everywhere: mean IoU {100 * results['largest_class_mean_iou']:.1f})"
     )
     if accelerator.is_main_process:
         write_json(output_dir / "metrics.json", results)
-        write_json(output_dir / "model" / "metrics.json", results)
+        write_json(folder / "metrics.json", results)
         draw_curves(read_log(output_dir / "log.jsonl"), output_dir / "curves.png")
         palette = palette_or_default(data.palette, len(data.id2label))
         shown = examples_to_show(model, image_processor, data.validation[:NUM_SHOWN], args.crop_size)
         draw_predictions(shown, data.id2label, palette, output_dir / "predictions.png")
         print(f"Look at {output_dir / 'predictions.png'} and {output_dir / 'curves.png'}.")
-        kept = [folder for name in ("model", "best_model") if (folder := output_dir / name).exists()]
-        for folder in kept:
-            describe(folder, facts, args, data)
+        kept = [folder, best_folder] if best_folder.exists() else [folder]
+        for path in kept:
+            describe(path, facts, args, data, model.config)
     # The process group has to outlive the wrapper that reduces gradients through it: with gloo, PyTorch may otherwise
     # hang at exit, waiting for a thread that waits for the interpreter.
     objective, optimizer, loader = accelerator.free_memory(objective, optimizer, loader)
@@ -464,7 +499,7 @@ def main():
             print(f"Published {kept[-1]}: {publish(kept[-1], repository, args.hub_revision)}")
 
 
-def open_data(args: Arguments, accelerator: Accelerator) -> Source:
+def open_data(args: Arguments, accelerator: Accelerator, config: Co2SConfig | None) -> Source:
     """The data, checked, with scenes drawn where none is given; says what is in it."""
     is_main = accelerator.is_main_process
     if args.data_dir is None and args.dataset_name is None and args.dataset is None:
@@ -475,7 +510,7 @@ def open_data(args: Arguments, accelerator: Accelerator) -> Source:
     needed = SPLITS if args.method == "co2s" else ("labeled", "validation")
     hidden = args.measure_pseudo_labels
     with told_plainly(), accelerator.main_process_first():  # the others find what it found
-        data = open_source(args, args.seed, progress=is_main, with_hidden_labels=hidden, needed=needed)
+        data = open_source(args, args.seed, progress=is_main, with_hidden_labels=hidden, config=config, needed=needed)
         if hidden and not any(data.scans["unlabeled"].labels):
             raise ValueError("None of the unlabelled images has a label map to measure pseudo-labels with.")
     if is_main:
@@ -515,11 +550,18 @@ def build_model(args: Arguments, data: Source) -> Co2SForSemanticSegmentation:
     model.config.crop_size, model.config.image_bands, model.config.image_scale = args.crop_size, rule.bands, rule.scale
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    model.freeze_backbones(args.train_backbones).train()
-    for student in set(STUDENTS) - set(args.students.split(",")):
+    model.freeze_backbones(args.train_backbones)
+    if args.lora:
+        model.add_adapter(args.lora_config(model))
+    train_only(model, args.students)
+    return model.train()
+
+
+def train_only(model: Co2SForSemanticSegmentation, students: str):
+    """Freeze the student that is not named, if any; the prediction is then the other one's alone."""
+    for student in set(STUDENTS) - set(students.split(",")):
         getattr(model, student).requires_grad_(False)
-        model.config.fusion = args.students
-    return model
+        model.config.fusion = students
 
 
 def start_output(args: Arguments, run: dict, output_dir: Path, data: Source):
@@ -535,13 +577,18 @@ def start_output(args: Arguments, run: dict, output_dir: Path, data: Source):
     write_lists(output_dir / "splits", data.lists, facts | {"validation_fraction": args.validation_fraction})
 
 
+def savable(model: Co2SForSemanticSegmentation, args: Arguments) -> Co2SForSemanticSegmentation:
+    """What is written of a model: an adapter as such, or everything, with low-rank updates merged."""
+    return merged(model) if has_adapter(model) and args.saved_as == "model" else model
+
+
 def is_best(results: dict, folder: Path) -> bool:
     """Whether the fused mean IoU is above that of the model in the folder."""
     path = folder / "metrics.json"
     return not path.exists() or results["fused"]["mean_iou"] > json.loads(path.read_text())["fused"]["mean_iou"]
 
 
-def describe(folder: Path, facts: dict, args: Arguments, data: Source):
+def describe(folder: Path, facts: dict, args: Arguments, data: Source, config: Co2SConfig):
     """Make a saved model's folder one that can be published: with its card, the run's facts, figures and samples."""
     write_text(folder / TRAINING_FILE, without_secrets(json.dumps(facts, indent=1)))
     for pictures in (folder / CURVES).parent, folder / SAMPLES:  # of an earlier end of the run
@@ -557,7 +604,7 @@ def describe(folder: Path, facts: dict, args: Arguments, data: Source):
             example.image.thumbnail((SAMPLE_PX, SAMPLE_PX))
             example.image.save(folder / SAMPLES / f"validation_{number}.png")
     results = json.loads((folder / "metrics.json").read_text())
-    write_card(folder, results | {"is_best": folder.name == "best_model"})
+    write_card(folder, results | {"is_best": folder.name.startswith("best_")}, config)
 
 
 def check_same_run(args: Arguments, accelerator: Accelerator, checkpoint: Path, data: Source):
