@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,7 +102,8 @@ class Co2SAdapterMixin:
             fields = content["config"]
 
         peft_config.inference_mode = not is_trainable
-        with self._guidance_for(len(fields["id2label"])):  # what the adapter's own copy is made of
+        with self._guidance_for(len(fields["id2label"])), warnings.catch_warnings():  # for the adapter's own copies
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # so there may be
             inject_adapter_in_model(peft_config, self, name)
         self._hf_peft_config_loaded = True
         loaded = set_peft_model_state_dict(self, weights, adapter_name=name)

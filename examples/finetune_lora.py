@@ -16,8 +16,8 @@
     accelerate launch examples/finetune_lora.py --checkpoint user/name --data_dir path/to/folder \\
         --push_to_hub --hub_model_id user/name-valley
 
-Writes what train_semi.py does, but adapter/ instead of model/, which evaluate.py, predict.py, app.py, `from_pretrained`
-and `pipeline` take like a model while the base is where it was; and metrics_before.json. Classes may be others than the
+Writes what train_semi.py does, but adapter/ instead of model/, which evaluate.py, predict.py, app.py, from_pretrained
+and pipeline take like a model while the base is where it was; and metrics_before.json. Classes may be others than the
 base's: their queries start fresh, their text is encoded anew (by the base's own text encoder), the decoders go on.
 """
 
@@ -36,6 +36,7 @@ from train_semi import train, train_only
 from transformers import BitsAndBytesConfig
 
 from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation, Co2SImageProcessor
+from co2s_hf.adapters_co2s import PEFT_CONFIG_FILE
 from co2s_hf.arguments import parse_arguments, setting
 from co2s_hf.lora import merged
 from co2s_hf.model_card import TRAINING_FILE, write_card
@@ -88,9 +89,11 @@ class Arguments(TrainingArguments):
         try:
             config = Co2SConfig.from_pretrained(self.checkpoint)
             resize = Co2SImageProcessor.from_pretrained(self.checkpoint)
-        except OSError:
-            if (Path(self.checkpoint) / "adapter_config.json").exists():
-                error = f"{self.checkpoint} is an adapter. Merge it first (--merge), and adapt the result."
+        except OSError as error:
+            if (Path(self.checkpoint) / PEFT_CONFIG_FILE).exists():
+                raise ValueError(
+                    f"{self.checkpoint} is an adapter. Merge it (--merge) and adapt the result."
+                ) from None
             raise ValueError(str(error)) from None
         defaults["crop_size"] = config.crop_size or 256
         if resize.do_resize:

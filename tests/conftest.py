@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, DINOv3ViTConfig, DINOv3ViTModel
 
 from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation
 from co2s_hf.convert_co2s_to_hf import convert
@@ -121,6 +122,26 @@ def converted_folder(tmp_path_factory, original_checkpoints, parity_sizes) -> Pa
     folder = tmp_path_factory.mktemp("converted") / "model"
     convert(original_checkpoints["clip"], original_checkpoints["dinov3"], folder, "whdld", **parity_sizes)
     return folder
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory) -> tuple[Path, Path]:
+    """Folders with a tiny CLIP (both towers and a character tokenizer) and a tiny DINOv3."""
+    root = tmp_path_factory.mktemp("backbones")
+    letters = [*"abcdefghijklmnopqrstuvwxyz"]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[]).save_pretrained(root / "clip")
+    torch.manual_seed(0)
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 5, "num_attention_heads": 4}
+    special = {"bos_token_id": len(tokens) - 2, "eos_token_id": len(tokens) - 1, "pad_token_id": len(tokens) - 1}
+    config = CLIPConfig(
+        text_config={**tower, **special, "vocab_size": len(tokens), "projection_dim": 12},
+        vision_config={**tower, "patch_size": 4, "image_size": 16, "projection_dim": 12},
+        projection_dim=12,
+    )
+    CLIPModel(config).save_pretrained(root / "clip")
+    DINOv3ViTModel(DINOv3ViTConfig(**tower, patch_size=8, num_register_tokens=2)).save_pretrained(root / "dinov3")
+    return root / "clip", root / "dinov3"
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    CLIPTokenizer,
-    CLIPVisionModel,
-    CLIPVisionModelWithProjection,
-    DINOv3ViTConfig,
-    DINOv3ViTModel,
-)
+from transformers import CLIPModel, CLIPTokenizer, CLIPVisionModel, CLIPVisionModelWithProjection, DINOv3ViTModel
 
 from co2s_hf import Co2SForSemanticSegmentation
 from co2s_hf.text_guidance import encode_class_concepts
@@ -19,26 +11,6 @@ from co2s_hf.text_guidance import encode_class_concepts
 
 LABELS = {0: "bare_soil", 1: "water"}
 CONCEPTS = {"bare_soil": ["bare soil", "sand"], "water": ["water", "lake", "river"]}
-
-
-@pytest.fixture(scope="module")
-def backbones(tmp_path_factory):
-    """Folders with a tiny CLIP (both towers and a character tokenizer) and a tiny DINOv3."""
-    root = tmp_path_factory.mktemp("backbones")
-    letters = [*"abcdefghijklmnopqrstuvwxyz"]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[]).save_pretrained(root / "clip")
-    torch.manual_seed(0)
-    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 5, "num_attention_heads": 4}
-    special = {"bos_token_id": len(tokens) - 2, "eos_token_id": len(tokens) - 1, "pad_token_id": len(tokens) - 1}
-    config = CLIPConfig(
-        text_config={**tower, **special, "vocab_size": len(tokens), "projection_dim": 12},
-        vision_config={**tower, "patch_size": 4, "image_size": 16, "projection_dim": 12},
-        projection_dim=12,
-    )
-    CLIPModel(config).save_pretrained(root / "clip")
-    DINOv3ViTModel(DINOv3ViTConfig(**tower, patch_size=8, num_register_tokens=2)).save_pretrained(root / "dinov3")
-    return root / "clip", root / "dinov3"
 
 
 def expected_embeddings(folder, concepts=CONCEPTS):
