@@ -1,5 +1,6 @@
 """Publishing on the Hub: a repository is claimed before the work, and all files arrive in one commit, or none."""
 
+import json
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
@@ -11,9 +12,10 @@ from httpx2 import HTTPError  # what huggingface_hub lets through where nobody a
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalTokenNotFoundError
 
+from .adapters_co2s import PEFT_CONFIG_FILE
 from .arguments import setting
 from .files import write_text
-from .model_card import MODEL_PATH, figure_place, with_evaluation, without_secrets
+from .model_card import MODEL_PATH, figure_place, is_hub_name, with_evaluation, without_secrets
 
 
 CARD = "README.md"
@@ -81,6 +83,24 @@ def claim_repository(
     return name
 
 
+def check_publishable(folder: str | Path):
+    """Refuse a folder that nobody could load from the Hub.
+
+    Raises:
+        ValueError: It holds no model, or an adapter whose base is not on the Hub.
+    """
+    folder = Path(folder)
+    if (folder / PEFT_CONFIG_FILE).exists():
+        base = json.loads((folder / PEFT_CONFIG_FILE).read_text())["base_model_name_or_path"]
+        if not is_hub_name(base or ""):
+            raise ValueError(
+                f"The adapter {folder} needs its base, '{base}', which is a folder here. Publish that first, and put "
+                f"its name on the Hub into {folder / PEFT_CONFIG_FILE} (base_model_name_or_path)."
+            )
+    elif not (folder / "config.json").exists():
+        raise ValueError(f"'{folder}' is no folder with config.json or {PEFT_CONFIG_FILE}; give a trained model's.")
+
+
 def publish(
     folder: str | Path, name: str, revision: str | None = None, kind: str = "model", retry: str | None = None
 ) -> str:
@@ -146,8 +166,10 @@ def publish_evaluation(name: str, evaluation: dict, picture: Path, revision: str
 
 def add_handler(folder: str | Path):
     """Put what Inference Endpoints run, handler.py and requirements.txt, into a checkpoint's folder."""
-    shutil.copyfile(Path(__file__).with_name("handler.py"), Path(folder) / "handler.py")
-    write_text(Path(folder) / "requirements.txt", HANDLER_REQUIREMENTS)
+    folder = Path(folder)
+    shutil.copyfile(Path(__file__).with_name("handler.py"), folder / "handler.py")
+    is_adapter = (folder / PEFT_CONFIG_FILE).exists()
+    write_text(folder / "requirements.txt", HANDLER_REQUIREMENTS + ("peft>=0.21\n" if is_adapter else ""))
 
 
 def _commit(
@@ -185,4 +207,13 @@ def _explained(problem: str, remedy: str) -> Iterator[None]:
         raise PublishError(f"{problem}: {reason[0]} {remedy}") from error
 
 
-__all__ = ["HubArguments", "PublishError", "add_handler", "claim_repository", "publish", "publish_evaluation"]
+__all__ = [
+    "HubArguments",
+    "HubTarget",
+    "PublishError",
+    "add_handler",
+    "check_publishable",
+    "claim_repository",
+    "publish",
+    "publish_evaluation",
+]

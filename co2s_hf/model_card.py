@@ -211,7 +211,7 @@ def _metadata(training: dict | None, samples: list[str], adapter: dict | None) -
     if adapter is not None:
         towers = []  # the base's card tells
         facts = {"library_name": "peft", "base_model_relation": "adapter"}
-        facts |= {"base_model": base} if _is_hub_name(base := adapter["base_model_name_or_path"] or "") else {}
+        facts |= {"base_model": base} if is_hub_name(base := adapter["base_model_name_or_path"] or "") else {}
     if towers:
         facts |= {"license": "other", "license_name": "dinov3-license", "license_link": DINOV3_LICENSE}
     if hub_names := [
@@ -232,7 +232,8 @@ def _metadata(training: dict | None, samples: list[str], adapter: dict | None) -
     )
 
 
-def _is_hub_name(name: str) -> bool:
+def is_hub_name(name: str) -> bool:
+    """Whether this is user/name, and not a folder here."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
 
 
@@ -302,6 +303,7 @@ __all__ = [
     "data_facts",
     "evaluation_facts",
     "figure_place",
+    "is_hub_name",
     "reproduce_command",
     "template_path",
     "with_evaluation",

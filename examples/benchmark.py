@@ -4,6 +4,8 @@ python examples/benchmark.py                        # prediction: ViT-B/16 stude
 python examples/benchmark.py --dtype bfloat16 --batch_size 8 --size 512
 python examples/benchmark.py --what train           # a whole training step: 2 labelled + 2 unlabelled crops
 python examples/benchmark.py --what train --dtype bfloat16
+python examples/benchmark.py --what train --lora_rank 8            # low-rank updates instead of attention weights
+python examples/benchmark.py --what train --lora_rank 8 --method supervised     # as finetune_lora.py does it
 
 Prediction is shown beside what cannot be avoided: transformers' two towers and the decoders. A training step is views,
 every loss of the paper, gradients and optimiser; bfloat16 there is autocast, as `--mixed_precision bf16` does it.
@@ -19,8 +21,9 @@ import torch
 
 from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation
 from co2s_hf.logbook import peak_memory_gb
+from co2s_hf.lora import co2s_lora_config
 from co2s_hf.objective import Co2SObjective
-from co2s_hf.training import make_optimizer
+from co2s_hf.training import make_optimizer, training_size
 from co2s_hf.views import draw_appearance, draw_cutmix_box, make_views
 
 
@@ -87,12 +90,17 @@ def random_batch(batch_size: int, size: int, num_labels: int, device: torch.devi
 def time_training(args: argparse.Namespace, device: torch.device, dtype: torch.dtype):
     """Time a step in which every loss counts, and say how much memory it took."""
     config = Co2SConfig(num_labels=args.num_labels)
-    model = Co2SForSemanticSegmentation(config).freeze_backbones().train().to(device)
+    model = Co2SForSemanticSegmentation(config).freeze_backbones("none" if args.lora_rank else "attention")
+    if args.lora_rank:
+        model.add_adapter(co2s_lora_config(model, args.lora_rank, train_decoders=not args.freeze_decoders))
+    model.train().to(device)
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
     # A threshold that networks without training reach here and there, so that no term is zero.
     objective, optimizer = Co2SObjective(model, threshold=1.1 / args.num_labels), make_optimizer(model)
     batch = random_batch(args.batch_size, args.size, args.num_labels, device)
+    if args.method == "supervised":
+        batch = {name: batch[name] for name in ("labeled", "labels")}
 
     def step():
         views = make_views(batch, config.image_mean, config.image_std)
@@ -104,6 +112,7 @@ def time_training(args: argparse.Namespace, device: torch.device, dtype: torch.d
 
     print(f"{'training step':40}{median_seconds(step, args.repeats, device):10.2f} s")
     print(f"{'peak memory':40}{peak_memory_gb(device):10.2f} GB")
+    print(training_size(model, optimizer))
 
 
 def main():
@@ -114,6 +123,11 @@ def main():
     parser.add_argument("--num_labels", type=int, default=6, help="classes (default: 6)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default: float32)")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="with --what train: less memory")
+    parser.add_argument(
+        "--lora_rank", type=int, default=0, help="with --what train: LoRA instead of attention weights"
+    )
+    parser.add_argument("--freeze_decoders", action="store_true", help="with --lora_rank")
+    parser.add_argument("--method", default="co2s", choices=["co2s", "supervised"], help="of the step (default: co2s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda ...")
     parser.add_argument("--repeats", type=int, default=7, help="calls whose median is taken (default: 7)")
     args = parser.parse_args()

@@ -29,7 +29,7 @@ from co2s_hf.configuration_co2s import FUSIONS
 from co2s_hf.data_arguments import DataArguments
 from co2s_hf.figures import draw_confusion, draw_predictions, palette_or_default
 from co2s_hf.files import check_new_folder, write_json
-from co2s_hf.hub import HubArguments, claim_repository, publish, publish_evaluation
+from co2s_hf.hub import HubArguments, check_publishable, claim_repository, publish, publish_evaluation
 from co2s_hf.inference import load_for_prediction
 from co2s_hf.model_card import add_evaluation, evaluation_facts
 from co2s_hf.report import announce
@@ -69,6 +69,8 @@ class Arguments(HubArguments, DataArguments):
         if self.push_to_hub and is_published:
             self.hub_model_id = self.hub_model_id or self.checkpoint
         self.check_hub()
+        if self.push_to_hub and not is_published:
+            check_publishable(self.checkpoint)
         if is_published and self.hub_model_id not in (None, self.checkpoint):
             raise ValueError(
                 f"The results go on the card of {self.checkpoint}; leave out --hub_model_id {self.hub_model_id}."

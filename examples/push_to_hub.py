@@ -29,13 +29,13 @@ import yaml
 import co2s_hf
 from co2s_hf.arguments import parse_arguments, setting, told_plainly
 from co2s_hf.files import check_new_folder, write_text, written_beside
-from co2s_hf.hub import HubTarget, add_handler, claim_repository, publish
+from co2s_hf.hub import HubTarget, add_handler, check_publishable, claim_repository, publish
 from co2s_hf.model_card import write_card
 
 
 # What the demo imports, in the versions that are installed here.
 SPACE_REQUIREMENTS = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy", "pillow", "matplotlib")
-SPACE_REQUIREMENTS += ("pyyaml",)
+SPACE_REQUIREMENTS += ("peft", "pyyaml")
 
 
 @dataclass
@@ -55,10 +55,8 @@ class Arguments(HubTarget):
             )
         if not is_space and self.hub_model_id is None:
             raise ValueError("Name the repository: --hub_model_id user/name.")
-        if not is_space and not (Path(self.checkpoint) / "config.json").exists():
-            raise ValueError(
-                f"--checkpoint '{self.checkpoint}' is no folder with config.json; give a trained model's."
-            )
+        if not is_space:
+            check_publishable(self.checkpoint)
         if is_space and self.space_dir is None and Path(self.checkpoint).exists():
             raise ValueError(f"A Space needs the name of a published model; '{self.checkpoint}' is a folder here.")
 

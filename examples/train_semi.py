@@ -613,7 +613,7 @@ def check_same_run(args: Arguments, accelerator: Accelerator, checkpoint: Path, 
     saved = json.loads((output_dir / "arguments.json").read_text())
     may_differ = {"resume_from_checkpoint", "dataloader_num_workers", "output_dir", "eval_steps", "eval_epochs"}
     may_differ |= {"report_to", "save_total_limit", "overwrite_output_dir", "measure_pseudo_labels", "report"}
-    may_differ |= {"card_samples", *(field.name for field in fields(HubArguments))}
+    may_differ |= {"card_samples", "merge", *(field.name for field in fields(HubArguments))}
     facts = {"num_processes": accelerator.num_processes, "data_hash": data.hash}
     now = {**asdict(args), **facts}
     before = {**saved["arguments"], **{name: saved.get(name) for name in facts}}

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
+from co2s_hf.hub import add_handler, check_publishable, claim_repository, publish
 from co2s_hf.lora import co2s_lora_config, merged
 from co2s_hf.modeling_co2s import semantic_cross_entropy
 
@@ -240,6 +241,17 @@ def test_adapters_on_the_hub_by_name(hub, base_folder, images, tmp_path):
     assert segment.model.config.id2label == dict(enumerate(NEW))
 
 
+def test_an_adapter_is_not_published_without_its_base(base_folder, tmp_path):
+    adapted(base_folder, tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"needs its base, '.*', which is a folder here. Publish that first"):
+        check_publishable(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "user/base"}))
+    check_publishable(tmp_path / "adapter")
+    add_handler(tmp_path / "adapter")
+    assert "peft" in (tmp_path / "adapter" / "requirements.txt").read_text()
+
+
 def test_gradients_are_those_of_the_loss(base_folder, images):
     """The decoders' copies and the updates learn what a plain model's own weights would."""
     labels = torch.randint(0, 3, (2, 16, 24), generator=torch.Generator().manual_seed(0))
@@ -263,11 +275,13 @@ def run_example(name, *words):
 SHORT = ("--max_train_steps", 2, "--per_device_train_batch_size", 2, "--logging_steps", 1)
 
 
-def test_a_new_area_with_new_classes(base_folder, scenes_folder, tmp_path):
+def test_a_new_area_with_new_classes(hub, base_folder, scenes_folder, tmp_path):
     output = tmp_path / "run"
+    publish(base_folder, claim_repository("user/base"))
     done = run_example(
-        "finetune_lora.py", "--checkpoint", base_folder, "--data_dir", scenes_folder, "--output_dir", output, *SHORT,
+        "finetune_lora.py", "--checkpoint", "user/base", "--data_dir", scenes_folder, "--output_dir", output, *SHORT,
         "--lora_rank", 2, "--card_samples", 1, "--merge", "--method", "co2s",
+        "--push_to_hub", "--hub_model_id", "user/adapter",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Before the first step:" in done.stdout and "optimiser state" in done.stdout
@@ -276,8 +290,14 @@ def test_a_new_area_with_new_classes(base_folder, scenes_folder, tmp_path):
     assert before["fused"] != after["fused"]
     card = ModelCard.load(output / "adapter" / "README.md")
     assert card.data["library_name"] == "peft" and card.data["base_model_relation"] == "adapter"
-    assert f"| base | {base_folder} |" in card.text and "LoRA of rank 2" in card.text
+    assert (
+        card.data.base_model == "user/base" and "| base | user/base |" in card.text and "LoRA of rank 2" in card.text
+    )
     assert "load_adapter(" in card.text and "accelerate launch examples/finetune_lora.py" in card.text
+    pulled = load("user/adapter")
+    assert torch.equal(
+        logits(pulled, torch.ones(1, 3, 16, 16)), logits(load(output / "adapter"), torch.ones(1, 3, 16, 16))
+    )
     # The adapter is evaluated like a model, and so is what it was merged into.
     for name in ("adapter", "merged"):
         words = ("--checkpoint", output / name, "--data_dir", scenes_folder, "--output_dir", tmp_path / name)
