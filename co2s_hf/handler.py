@@ -34,7 +34,12 @@ class EndpointHandler:
         # The code beside this file is its own; its pipeline has scores, also where the package co2s_hf is installed.
         own = get_class_from_dynamic_module("image_processing_co2s.Co2SImageSegmentationPipeline", path)
         self.segment = pipeline(
-            "image-segmentation", model=path, pipeline_class=own, device=device, trust_remote_code=True
+            "image-segmentation",
+            model=path,
+            image_processor=path,  # of an adapter, too, where the pipeline would take its base's
+            pipeline_class=own,
+            device=device,
+            trust_remote_code=True,
         )
 
     def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:

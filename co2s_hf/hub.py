@@ -92,9 +92,9 @@ def check_publishable(folder: str | Path):
     folder = Path(folder)
     if (folder / PEFT_CONFIG_FILE).exists():
         base = json.loads((folder / PEFT_CONFIG_FILE).read_text())["base_model_name_or_path"]
-        if not is_hub_name(base or ""):
+        if not is_hub_name(base or "") or not HfApi().repo_exists(base):
             raise ValueError(
-                f"The adapter {folder} needs its base, '{base}', which is a folder here. Publish that first, and put "
+                f"The adapter {folder} needs its base, '{base}', which is not on the Hub. Publish that first, and put "
                 f"its name on the Hub into {folder / PEFT_CONFIG_FILE} (base_model_name_or_path)."
             )
     elif not (folder / "config.json").exists():

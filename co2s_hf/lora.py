@@ -5,8 +5,6 @@ import re
 from dataclasses import dataclass
 
 from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from .arguments import setting
@@ -75,8 +73,11 @@ def co2s_lora_config(
         The configuration. The class text is always carried along: it is small, and new classes bring their own.
 
     Raises:
-        ValueError: The rank is not positive, or no layer of the model matches.
+        ValueError: The rank is not positive, no layer of the model matches, or the queries of changed classes are left
+            out.
     """
+    if getattr(model, "_has_new_queries", False) and not train_queries:
+        raise ValueError("The model's classes were changed, so the adapter must have their queries: `train_queries`.")
     if rank < 1:
         raise ValueError(f"`rank` is {rank}; it must be at least 1.")
     pattern = TARGETS.get(targets, targets)
@@ -113,19 +114,13 @@ def merged(model: Co2SForSemanticSegmentation) -> Co2SForSemanticSegmentation:
     if not has_adapter(model):
         raise ValueError("The model has no adapter to merge.")
     model = copy.deepcopy(model)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            model.set_submodule(name, module.get_base_layer())
-        elif isinstance(module, ModulesToSaveWrapper):
-            model.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
-    del model.peft_config
-    model._hf_peft_config_loaded = False
+    model.enable_adapters()  # and with them their classes
+    model._unwrap(keep_adapter=True)
     return model
 
 
 def _is_adaptable(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Conv2d)
+    return isinstance(getattr(module, "base_layer", module), nn.Linear | nn.Conv2d)  # another adapter may be there
 
 
 __all__ = ["TARGETS", "LoraArguments", "co2s_lora_config", "has_adapter", "merged"]

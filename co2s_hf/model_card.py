@@ -71,6 +71,7 @@ def write_card(folder: str | Path, evaluation: dict | None = None, config: Co2SC
         _metadata(training, samples, adapter),
         template_path(),
         adapter=adapter,
+        base=_base(training, adapter),
         title=_title(training),
         config=config,
         labels=[config.id2label[index] for index in range(config.num_labels)],
@@ -204,14 +205,23 @@ def _title(training: dict | None) -> str:
     return f"Co2S trained on {training['data']['name']}" if training else "Co2S"
 
 
+def _base(training: dict | None, adapter: dict | None) -> str | None:
+    """The trained model that this one was made from, if any."""
+    if adapter is not None:
+        return adapter["base_model_name_or_path"]
+    return training["arguments"].get("checkpoint") if training else None
+
+
 def _metadata(training: dict | None, samples: list[str], adapter: dict | None) -> ModelCardData:
     arguments = training["arguments"] if training else {}
     towers = [tower for tower in (arguments.get("clip_model"), arguments.get("dinov3_model")) if tower]
     facts = {"library_name": "transformers"}
+    if base := _base(training, adapter):  # whose card tells of the towers
+        towers = []
+        facts["base_model_relation"] = "finetune" if adapter is None else "adapter"
+        facts |= {"base_model": base} if is_hub_name(base) else {}
     if adapter is not None:
-        towers = []  # the base's card tells
-        facts = {"library_name": "peft", "base_model_relation": "adapter"}
-        facts |= {"base_model": base} if is_hub_name(base := adapter["base_model_name_or_path"] or "") else {}
+        facts["library_name"] = "peft"
     if towers:
         facts |= {"license": "other", "license_name": "dinov3-license", "license_link": DINOV3_LICENSE}
     if hub_names := [

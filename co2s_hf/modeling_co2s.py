@@ -742,6 +742,7 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
         self.clip.guidance.embeddings = text_embeddings.detach().to(self.clip.guidance.embeddings).clone()
         for name in ("text_encoder", "id2label", "label2id", "class_concepts", "palette", "fusion"):
             setattr(self.config, name, getattr(config, name))
+        self._has_new_queries = labels != old_labels  # which an adapter must carry, then
         if new_labels:
             logger.warning(
                 f"The DINOv3 student has never seen {new_labels}; `config.fusion` is now 'clip'. Train the model on "

@@ -21,6 +21,7 @@ and pipeline take like a model while the base is where it was; and metrics_befor
 base's: their queries start fresh, their text is encoded anew (by the base's own text encoder), the decoders go on.
 """
 
+import json
 import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -34,9 +35,9 @@ from torch import nn
 from train_semi import Arguments as TrainingArguments
 from train_semi import train, train_only
 from transformers import BitsAndBytesConfig
+from transformers.utils import find_adapter_config_file
 
 from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation, Co2SImageProcessor
-from co2s_hf.adapters_co2s import PEFT_CONFIG_FILE
 from co2s_hf.arguments import parse_arguments, setting
 from co2s_hf.lora import merged
 from co2s_hf.model_card import TRAINING_FILE, write_card
@@ -55,6 +56,14 @@ class Arguments(TrainingArguments):
     checkpoint: str | None = setting(None, "Folder or Hub name of the trained model to adapt.")
     output_dir: str = setting("outputs/finetune_lora", "New folder for adapter/, metrics.json, log.jsonl and figures.")
     method: Literal["co2s", "supervised"] = setting("supervised", "co2s uses the unlabelled images, too.")
+    crop_size: int | None = setting(None, "Side of training crops and of evaluation windows. Left out: the base's.")
+    per_device_train_batch_size: int | None = setting(None, "Labelled images per step and device. Left out: 4.")
+    max_train_steps: int | None = setting(None, "Length of the training in steps. Left out: 200.")
+    learning_rate: float | None = setting(None, "Of the queries. Left out: 1e-3.")
+    backbone_lr_scale: float | None = setting(None, "The updates' learning rate, relative to that. Left out: 1.")
+    decoder_lr_scale: float | None = setting(None, "The decoders' learning rate, relative to that. Left out: 0.1.")
+    confidence_threshold: float | None = setting(None, "tau, with --method co2s. Left out: 0.95.")
+    supervised_warmup_steps: int | None = setting(None, "Steps on labels alone, with --method co2s. Left out: 0.")
     text_encoder: str | None = setting(None, "CLIP that encodes the text of new classes. Left out: the base's own.")
     text_embeddings: str | None = setting(
         None, "Safetensors file with `embeddings` (classes, width) for the classes' text, instead."
@@ -68,7 +77,7 @@ class Arguments(TrainingArguments):
         if not self.names_data:
             raise ValueError("Name the data to adapt to: --data_dir, --dataset_name or --dataset.")
         for name in FROM_THE_BASE:
-            if getattr(self, name) not in (None, False, "paper"):
+            if getattr(self, name) not in (None, False, "paper", "none"):  # or what follows, from a card's settings
                 raise ValueError(f"--{name} {getattr(self, name)}: that is the base's; leave it out.")
         if self.push_to_hub and Path(self.checkpoint).is_dir():
             raise ValueError(
@@ -81,20 +90,22 @@ class Arguments(TrainingArguments):
             raise ValueError(f"--quantize {self.quantize} needs bitsandbytes: pip install bitsandbytes")
         self.check()
         defaults = {"per_device_train_batch_size": 4, "learning_rate": 1e-3, "backbone_lr_scale": 1.0}
-        defaults |= {"decoder_lr_scale": 1.0, "confidence_threshold": 0.95, "train_backbones": "none"}
+        # Decoders that have learnt enough elsewhere: a tenth of the rate keeps what they know.
+        defaults |= {"decoder_lr_scale": 0.1, "confidence_threshold": 0.95, "train_backbones": "none"}
         if self.max_train_steps is None and self.num_train_epochs is None:
             defaults["max_train_steps"] = 200
         if self.method == "co2s":
             defaults["supervised_warmup_steps"] = 0
+        if Path(self.checkpoint).is_dir():
+            self.checkpoint = str(Path(self.checkpoint).resolve())  # which the adapter names as its base
         try:
+            is_adapter = find_adapter_config_file(self.checkpoint) is not None
             config = Co2SConfig.from_pretrained(self.checkpoint)
             resize = Co2SImageProcessor.from_pretrained(self.checkpoint)
         except OSError as error:
-            if (Path(self.checkpoint) / PEFT_CONFIG_FILE).exists():
-                raise ValueError(
-                    f"{self.checkpoint} is an adapter. Merge it (--merge) and adapt the result."
-                ) from None
             raise ValueError(str(error)) from None
+        if is_adapter:
+            raise ValueError(f"{self.checkpoint} is an adapter. Merge it (--merge), and adapt the result.")
         defaults["crop_size"] = config.crop_size or 256
         if resize.do_resize:
             defaults["eval_short_side"] = resize.size["shortest_edge"]
@@ -115,14 +126,18 @@ def main():
 
 def build_model(args: Arguments, data: Source) -> Co2SForSemanticSegmentation:
     """The base for the data's classes, with a fresh adapter, in training mode."""
-    model = Co2SForSemanticSegmentation.from_pretrained(args.checkpoint, **quantization(args.quantize))
+    # float32, whatever the base was saved in: in half precision small steps are lost.
+    model = Co2SForSemanticSegmentation.from_pretrained(
+        args.checkpoint, dtype=torch.float32, **quantization(args.quantize)
+    )
     change_classes(model, args, data)
     rule = data.labeled.image_rule
     model.config.crop_size, model.config.image_bands, model.config.image_scale = args.crop_size, rule.bands, rule.scale
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
+    train_only(model, args.students)  # first for the fusion, which the adapter takes along ...
     model.add_adapter(args.lora_config(model))
-    train_only(model, args.students)
+    train_only(model, args.students)  # ... then for what it has unfrozen
     return model.train()
 
 
@@ -130,7 +145,7 @@ def quantization(bits: str | None) -> dict:
     """Keywords of `from_pretrained` for a base in fewer bits: the towers' linear layers, which stay as they are."""
     if bits is None:
         return {}
-    kept = ["decoder", "guidance", "visual_projection"]
+    kept = ["clip.decoder", "dinov3.decoder", "clip.encoder.visual_projection"]
     settings = {"load_in_8bit": True} if bits == "8bit" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     return {"quantization_config": BitsAndBytesConfig(llm_int8_skip_modules=kept, **settings)}
 
@@ -138,12 +153,15 @@ def quantization(bits: str | None) -> dict:
 def change_classes(model: Co2SForSemanticSegmentation, args: Arguments, data: Source):
     """Give the model the data's classes, if they are others than its own."""
     own, labels = list(model.config.id2label.values()), list(data.id2label.values())
-    if labels == own:
+    concepts = data.class_concepts or model.config.class_concepts
+    text_is_new = args.text_embeddings or args.text_encoder or concepts != model.config.class_concepts
+    if labels == own and not text_is_new:
         return
-    if args.freeze_queries:
+    if args.freeze_queries and labels != own:
         raise ValueError(f"The data has classes of its own ({', '.join(labels)}): their queries must be trained.")
     fusion = model.config.fusion
-    concepts = data.class_concepts or {label: [label] for label in labels}
+    if labels != list(concepts or ()):
+        concepts = {label: [label] for label in labels}
     text = None
     if args.text_embeddings is not None:
         text = load_file(args.text_embeddings)["embeddings"]
@@ -162,10 +180,10 @@ def write_merged(output_dir: Path):
     """Write base and adapter (the best one, where --eval_steps kept it) as one plain model."""
     folder = next(path for name in ("best_adapter", "adapter") if (path := output_dir / name).exists())
     model = merged(Co2SForSemanticSegmentation.from_pretrained(folder))
-    target = output_dir / "merged"
-    save_model(model, Co2SImageProcessor.from_pretrained(folder), target)
+    target, results = output_dir / "merged", json.loads((folder / "metrics.json").read_text())
+    save_model(model, Co2SImageProcessor.from_pretrained(folder), target, results)
     shutil.copyfile(folder / TRAINING_FILE, target / TRAINING_FILE)
-    write_card(target)
+    write_card(target, results | {"is_best": folder.name == "best_adapter"})
     print(f"Saved {target}: {folder.name} merged into its base.")
 
 

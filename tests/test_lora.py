@@ -1,5 +1,6 @@
 """LoRA adapters: what trains, what is saved, what comes back, and who is who."""
 
+import importlib
 import json
 import os
 import re
@@ -15,8 +16,10 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation, pipeline
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
+from co2s_hf.arguments import parse_arguments
 from co2s_hf.hub import add_handler, check_publishable, claim_repository, publish
 from co2s_hf.lora import co2s_lora_config, merged
 from co2s_hf.modeling_co2s import semantic_cross_entropy
@@ -200,6 +203,91 @@ def test_several_adapters_on_one_base_each_with_its_classes(base_folder, images,
         model.set_class_concepts({"a": ["a"], "b": ["b"]}, torch.zeros(2, 12))
 
 
+def test_switched_off_the_base_and_the_adapter_keep_apart(base_folder, images, tmp_path):
+    expected = logits(adapted(base_folder, tmp_path / "new", classes=NEW), images)
+    model = load(base_folder)
+    before = logits(model, images)
+    model.load_adapter(tmp_path / "new", adapter_name="new")
+    model.disable_adapters()
+    plain = merged(model)  # the adapter and its classes, though they are off
+    torch.testing.assert_close(logits(plain, images), expected, atol=1e-5, rtol=1e-5)
+    assert plain.config.num_labels == 5 and model.config.num_labels == 3
+    model.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(load(tmp_path / "again"), images), expected)
+    assert torch.equal(logits(model, images), before)  # still off
+    model.set_adapter("new")  # switches on
+    assert torch.equal(logits(model, images), expected) and model.config.num_labels == 5
+    model.config.crop_size = 99  # the adapter's own from here on
+    model.disable_adapters()
+    assert model.config.crop_size == 16
+    model.enable_adapters()
+    assert model.config.crop_size == 99
+
+
+def test_deleted_adapters_leave_the_others_and_the_base(base_folder, images, tmp_path):
+    expected = logits(adapted(base_folder, tmp_path / "one"), images)
+    adapted(base_folder, tmp_path / "two", classes=NEW)
+    model = load(base_folder)
+    before, names = logits(model, images), set(model.state_dict())
+    model.load_adapter(tmp_path / "one", adapter_name="one")
+    model.load_adapter(tmp_path / "two", adapter_name="two")
+    model.delete_adapter("two")
+    assert torch.equal(logits(model, images), expected) and model.config.num_labels == 3
+    model.delete_adapter("one")
+    assert torch.equal(logits(model, images), before) and set(model.state_dict()) == names
+    model.set_class_concepts(NEW, torch.randn(5, 12))  # a plain model again
+    model.save_pretrained(tmp_path / "plain")
+    assert torch.equal(logits(load(tmp_path / "plain"), images), logits(model, images))
+
+
+def test_a_second_adapter_is_for_the_bases_classes(base_folder, images, tmp_path):
+    adapted(base_folder, tmp_path / "new", classes=NEW)
+    model = load(base_folder)
+    before = logits(model, images)
+    model.load_adapter(tmp_path / "new", adapter_name="new")
+    model.add_adapter(co2s_lora_config(model, train_decoders=False), adapter_name="fresh")
+    assert torch.equal(logits(model, images), before) and model.config.id2label[0] == "land"
+    disturb(model).save_pretrained(tmp_path / "fresh")
+    expected = logits(model, images)
+    assert torch.equal(logits(load(tmp_path / "fresh"), images), expected)
+    torch.testing.assert_close(logits(merged(model), images), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_cannot_be_loaded_leaves_the_model_as_it_was(base_folder, images, tmp_path):
+    adapted(base_folder, tmp_path / "new", classes=NEW)
+    (tmp_path / "new" / "co2s_adapter.json").unlink()  # as peft alone saves it
+    model = load(base_folder)
+    before, names = logits(model, images), set(model.state_dict())
+    with pytest.raises(ValueError, match=r"is for 5 classes and this model has 3, but it lacks co2s_adapter.json"):
+        model.load_adapter(tmp_path / "new")
+    adapted(base_folder, tmp_path / "wide")
+    (tmp_path / "wide" / "co2s_adapter.json").unlink()
+    other = make_model(decoder_channels=32)
+    keys = set(other.state_dict())
+    with pytest.raises(ValueError, match=r"does not fit this model: .*size mismatch"):
+        other.load_adapter(tmp_path / "wide")
+    assert set(other.state_dict()) == keys
+    with pytest.raises(ValueError, match=r"nothing_such"):
+        model.add_adapter(LoraConfig(target_modules=["nothing_such"]))
+    assert set(model.state_dict()) == names and torch.equal(logits(model, images), before)
+    model.add_adapter(co2s_lora_config(model))  # as if nothing had happened
+
+
+def test_changed_classes_need_their_queries():
+    model = make_model()
+    model.set_class_concepts({"water": ["water"], "land": ["land"]}, torch.randn(2, 12))
+    with pytest.raises(ValueError, match=r"classes were changed"):
+        co2s_lora_config(model, train_queries=False)
+
+
+def test_quantization_leaves_the_decoders_alone(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    kept = importlib.import_module("finetune_lora").quantization("8bit")["quantization_config"].llm_int8_skip_modules
+    linear = [name for name, module in make_model().named_modules() if isinstance(module, torch.nn.Linear)]
+    converted = {name for name in linear if should_convert_module(name, kept)}
+    assert converted == {n for n in linear if re.fullmatch(r"(clip|dinov3)\.encoder\.vision_model\..*", n)}
+
+
 def test_adapters_go_through_peft_too(base_folder, images, tmp_path):
     model = adapted(base_folder, tmp_path / "adapter")
     wrapped = PeftModel.from_pretrained(load(base_folder), tmp_path / "adapter")
@@ -228,25 +316,29 @@ def test_what_is_not_an_adapter_cannot_be_merged():
 
 
 def test_adapters_on_the_hub_by_name(hub, base_folder, images, tmp_path):
-    load(base_folder).push_to_hub("user/base")
-    Co2SImageProcessor.from_pretrained(base_folder).push_to_hub("user/base")
-    model = adapted("user/base", tmp_path / "adapter", classes=NEW)
-    model.push_to_hub("user/adapter")
-    assert {"co2s_adapter.json", "adapter_config.json", "adapter_model.safetensors"} <= set(
-        hub.repositories["model", "user/adapter"].trees[hub.repositories["model", "user/adapter"].refs["main"]]
-    )
-    pulled = AutoModelForSemanticSegmentation.from_pretrained("user/adapter")
-    assert torch.equal(logits(pulled, images), logits(model, images))
-    segment = pipeline("image-segmentation", model="user/adapter")
-    assert segment.model.config.id2label == dict(enumerate(NEW))
+    load(base_folder).push_to_hub("user/base-model")
+    Co2SImageProcessor.from_pretrained(base_folder).push_to_hub("user/base-model")
+    model = adapted("user/base-model", tmp_path / "adapter", classes=NEW)
+    model.push_to_hub("user/one-way")
+    model.save_pretrained(tmp_path / "other", push_to_hub=True, repo_id="user/other-way")
+    for name in ("user/one-way", "user/other-way"):
+        repository = hub.repositories["model", name]
+        files = {"co2s_adapter.json", "adapter_config.json", "adapter_model.safetensors"}
+        assert files <= set(repository.trees[repository.refs["main"]])
+        for pulled in (load(name), AutoModelForSemanticSegmentation.from_pretrained(name)):
+            assert torch.equal(logits(pulled, images), logits(model, images))
+        assert pipeline("image-segmentation", model=name).model.config.id2label == dict(enumerate(NEW))
 
 
-def test_an_adapter_is_not_published_without_its_base(base_folder, tmp_path):
+def test_an_adapter_is_not_published_without_its_base(hub, base_folder, tmp_path):
     adapted(base_folder, tmp_path / "adapter")
-    with pytest.raises(ValueError, match=r"needs its base, '.*', which is a folder here. Publish that first"):
+    with pytest.raises(ValueError, match=r"needs its base, '.*', which is not on the Hub. Publish that first"):
         check_publishable(tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "user/base"}))
+    with pytest.raises(ValueError, match=r"'user/base', which is not on the Hub"):
+        check_publishable(tmp_path / "adapter")
+    hub.create("model", "user/base")
     check_publishable(tmp_path / "adapter")
     add_handler(tmp_path / "adapter")
     assert "peft" in (tmp_path / "adapter" / "requirements.txt").read_text()
@@ -275,13 +367,13 @@ def run_example(name, *words):
 SHORT = ("--max_train_steps", 2, "--per_device_train_batch_size", 2, "--logging_steps", 1)
 
 
-def test_a_new_area_with_new_classes(hub, base_folder, scenes_folder, tmp_path):
+def test_a_new_area_with_new_classes(hub, base_folder, scenes_folder, tmp_path, monkeypatch):
     output = tmp_path / "run"
     publish(base_folder, claim_repository("user/base"))
     done = run_example(
         "finetune_lora.py", "--checkpoint", "user/base", "--data_dir", scenes_folder, "--output_dir", output, *SHORT,
         "--lora_rank", 2, "--card_samples", 1, "--merge", "--method", "co2s",
-        "--push_to_hub", "--hub_model_id", "user/adapter",
+        "--push_to_hub", "--hub_model_id", "user/valley",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Before the first step:" in done.stdout and "optimiser state" in done.stdout
@@ -294,7 +386,12 @@ def test_a_new_area_with_new_classes(hub, base_folder, scenes_folder, tmp_path):
         card.data.base_model == "user/base" and "| base | user/base |" in card.text and "LoRA of rank 2" in card.text
     )
     assert "load_adapter(" in card.text and "accelerate launch examples/finetune_lora.py" in card.text
-    pulled = load("user/adapter")
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(card.text.split("```yaml\n")[1].split("```")[0])
+    monkeypatch.syspath_prepend(EXAMPLES)
+    again = parse_arguments(importlib.import_module("finetune_lora").Arguments, "", ["--config", str(settings)])
+    assert (again.method, again.lora_rank, again.max_train_steps, again.checkpoint) == ("co2s", 2, 2, "user/base")
+    pulled = load("user/valley")
     assert torch.equal(
         logits(pulled, torch.ones(1, 3, 16, 16)), logits(load(output / "adapter"), torch.ones(1, 3, 16, 16))
     )
@@ -307,6 +404,10 @@ def test_a_new_area_with_new_classes(hub, base_folder, scenes_folder, tmp_path):
         assert result["fused"]["mean_iou"] == pytest.approx(after["fused"]["mean_iou"], abs=1e-3)
         assert result["crop_size"] == 16
     assert load(output / "merged").config.num_labels == 6
+    card = ModelCard.load(output / "merged" / "README.md")
+    assert card.data["base_model_relation"] == "finetune" and card.data.base_model == "user/base"
+    assert "| base | user/base |" in card.text and "from scratch" not in card.text
+    assert "The base, `user/base`: see its card" in card.text and "Nothing has been measured" not in card.text
 
 
 def test_the_same_classes_keep_what_the_base_learnt(base_folder, scenes_folder, tmp_path):
@@ -353,12 +454,15 @@ def test_co2s_training_with_lora_ends_in_a_plain_model(backbones, scenes_folder,
         ({"checkpoint": ".", "data_dir": ".", "quantize": "4bit"}, r"pip install bitsandbytes"),
         ({"checkpoint": ".", "data_dir": ".", "text_encoder": "a", "text_embeddings": "b"}, r"either --text_encoder"),
         ({"checkpoint": "no/where", "data_dir": "."}, r"no/where"),
+        ({"checkpoint": "ADAPTER", "data_dir": "."}, r"is an adapter. Merge it"),
     ],
 )
-def test_wrong_arguments_stop_at_once(settings, message, monkeypatch):
+def test_wrong_arguments_stop_at_once(settings, message, monkeypatch, base_folder, tmp_path):
+    if settings.get("checkpoint") == "ADAPTER":
+        adapted(base_folder, tmp_path / "adapter")
+        settings = settings | {"checkpoint": str(tmp_path / "adapter")}
     monkeypatch.syspath_prepend(EXAMPLES)
-    import finetune_lora
-
+    finetune_lora = importlib.import_module("finetune_lora")
     monkeypatch.setattr(finetune_lora, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
         finetune_lora.Arguments(**settings)
