@@ -53,11 +53,11 @@ class Co2SAdapterMixin:
 
     def add_adapter(self, adapter_config, adapter_name: str | None = None):
         """Add a fresh adapter for the base's classes and activate it. (Change these before adding the first.)"""
-        is_first, name = not getattr(self, "_hf_peft_config_loaded", False), adapter_name or "default"
+        is_first, name = not getattr(self, "_hf_peft_config_loaded", False), self._new_name(adapter_name)
         self._begin(is_first)
         self._fields_of_adapters[name] = self._adapter_fields()
         try:
-            super().add_adapter(adapter_config, adapter_name)
+            super().add_adapter(adapter_config, name)
         except BaseException:
             del self._fields_of_adapters[name]
             self._hf_peft_config_loaded = not is_first
@@ -95,9 +95,7 @@ class Co2SAdapterMixin:
         except ImportError as error:
             raise ImportError("Adapters need peft: pip install peft") from error
 
-        is_first, name = not getattr(self, "_hf_peft_config_loaded", False), adapter_name or "default"
-        if not is_first and name in self.peft_config:
-            raise ValueError(f"There is an adapter '{name}' already; give another `adapter_name`.")
+        is_first, name = not getattr(self, "_hf_peft_config_loaded", False), self._new_name(adapter_name)
         downloads = {
             **(load_config.download_kwargs if load_config else {}),
             **(adapter_kwargs or {}),
@@ -207,6 +205,12 @@ class Co2SAdapterMixin:
     def _adapter_modules(self) -> Iterator[nn.Module]:
         """The modules that peft put in: layers with updates, and wrappers of what adapters have whole copies of."""
         return (m for m in self.modules() if hasattr(m, "base_layer") or hasattr(m, "modules_to_save"))
+
+    def _new_name(self, adapter_name: str | None) -> str:
+        name = adapter_name or "default"
+        if name in getattr(self, "peft_config", {}):
+            raise ValueError(f"There is an adapter '{name}' already; give another `adapter_name`.")
+        return name
 
     def _begin(self, is_first: bool):
         """Before an adapter joins: what the configuration holds is the base's then."""

@@ -99,13 +99,12 @@ class Arguments(TrainingArguments):
         if Path(self.checkpoint).is_dir():
             self.checkpoint = str(Path(self.checkpoint).resolve())  # which the adapter names as its base
         try:
-            is_adapter = find_adapter_config_file(self.checkpoint) is not None
+            if find_adapter_config_file(self.checkpoint) is not None:
+                raise ValueError(f"{self.checkpoint} is an adapter. Merge it (--merge), and adapt the result.")
             config = Co2SConfig.from_pretrained(self.checkpoint)
             resize = Co2SImageProcessor.from_pretrained(self.checkpoint)
         except OSError as error:
             raise ValueError(str(error)) from None
-        if is_adapter:
-            raise ValueError(f"{self.checkpoint} is an adapter. Merge it (--merge), and adapt the result.")
         defaults["crop_size"] = config.crop_size or 256
         if resize.do_resize:
             defaults["eval_short_side"] = resize.size["shortest_edge"]

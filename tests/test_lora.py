@@ -197,6 +197,10 @@ def test_several_adapters_on_one_base_each_with_its_classes(base_folder, images,
     assert torch.equal(logits(model, images), expected["two"]) and list(model.config.id2label.values()) == list(NEW)
     with pytest.raises(ValueError, match=r"There is an adapter 'two' already"):
         model.load_adapter(tmp_path / "one", adapter_name="two")
+    with pytest.raises(ValueError, match=r"There is an adapter 'two' already"):
+        model.add_adapter(co2s_lora_config(model), adapter_name="two")
+    model.set_adapter("two")
+    assert torch.equal(logits(model, images), expected["two"])
     with pytest.raises(ValueError, match=r"no adapter 'four'; loaded: one, two, three"):
         model.set_adapter("four")
     with pytest.raises(ValueError, match=r"adapters, which have their own classes"):
