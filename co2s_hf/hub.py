@@ -88,11 +88,14 @@ def check_publishable(folder: str | Path):
 
     Raises:
         ValueError: It holds no model, or an adapter whose base is not on the Hub.
+        PublishError: The Hub cannot be asked.
     """
     folder = Path(folder)
     if (folder / PEFT_CONFIG_FILE).exists():
         base = json.loads((folder / PEFT_CONFIG_FILE).read_text())["base_model_name_or_path"]
-        if not is_hub_name(base or "") or not HfApi().repo_exists(base):
+        with _explained(f"Whether {base} is on the Hub cannot be told", "Then start again."):
+            is_published = is_hub_name(base or "") and HfApi().repo_exists(base)
+        if not is_published:
             raise ValueError(
                 f"The adapter {folder} needs its base, '{base}', which is not on the Hub. Publish that first, and put "
                 f"its name on the Hub into {folder / PEFT_CONFIG_FILE} (base_model_name_or_path)."
