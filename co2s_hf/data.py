@@ -15,16 +15,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from .reading import IGNORE, ImageRule, LabelRule, StoredFile, base_scale
-from .views import (
-    LABELED_STREAM,
-    SCALE_RANGE,
-    UNLABELED_STREAM,
-    VIEWS_STREAM,
-    Geometry,
-    draw_appearance,
-    draw_cutmix_box,
-    sample_generator,
-)
+from .streams import LABELED_STREAM, UNLABELED_STREAM, VIEWS_STREAM, sample_generator
+from .views import SCALE_RANGE, Geometry, draw_appearance, draw_cutmix_box
 
 
 AT_ONCE = 64  # rows that are taken from a table together: ten times as fast as one by one

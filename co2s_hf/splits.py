@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .files import write_json, write_text
-from .views import SPLIT_STREAM, sample_generator
+from .streams import SPLIT_STREAM, sample_generator
 
 
 SPLITS = ("labeled", "unlabeled", "validation")

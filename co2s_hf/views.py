@@ -30,15 +30,6 @@ NO_BLUR_SIGMA_PX = 0.01  # its kernel is exactly one pixel
 CUTMIX_PROBABILITY, CUTMIX_AREA, CUTMIX_ASPECT = 0.5, (0.02, 0.4), (0.3, 1 / 0.3)
 
 
-# What random numbers are for, so that no two purposes share them.
-VIEWS_STREAM, LABELED_STREAM, UNLABELED_STREAM, SPLIT_STREAM = range(4)
-
-
-def sample_generator(seed: int, stream: int, index: int) -> np.random.Generator:
-    """Random numbers of the index-th thing of a stream: the same on any machine, in any order."""
-    return np.random.default_rng([seed, stream, index])
-
-
 @dataclass(frozen=True)
 class Geometry:
     """A random crop and flip: `box` of the source image fills `filled` pixels of a square of `crop_size`."""

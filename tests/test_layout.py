@@ -26,6 +26,7 @@ LAYERS = [
         "figures",
         "files",
         "handler",
+        "streams",
         "text_guidance",
     },
     {"metrics", "modeling_co2s", "image_processing_co2s", "views"},
@@ -86,3 +87,19 @@ def test_importing_the_package_needs_the_core_dependencies_only():
     ]
     code = f"import sys; sys.modules.update(dict.fromkeys({extras!r})); import co2s_hf, co2s_hf.convert_co2s_to_hf"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+@pytest.mark.parametrize("script", ["app", "visualize_attention"])
+def test_the_demo_needs_its_extra_alone(script):
+    text = (PACKAGE.parent / "examples" / f"{script}.py").read_text()
+    wanted, seen, others = {"__init__"}, set(), set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("co2s_hf."):
+            wanted.add(node.module.removeprefix("co2s_hf."))
+    while wanted - seen:
+        module = (wanted - seen).pop()
+        seen.add(module)
+        ours, theirs = imports(module)
+        wanted, others = wanted | ours, others | theirs
+    # rasterio is imported where a file asks for it; peft where an adapter does.
+    assert others - HUB_LIBRARIES - {"matplotlib", "yaml", "rasterio"} == set()

@@ -3,6 +3,7 @@ import torch
 from kornia.color import rgb_to_grayscale
 from PIL import Image
 
+from co2s_hf.streams import sample_generator
 from co2s_hf.views import (
     NO_BLUR_SIGMA_PX,
     Geometry,
@@ -10,7 +11,6 @@ from co2s_hf.views import (
     draw_appearance,
     draw_cutmix_box,
     normalize,
-    sample_generator,
     strong_view,
 )
 
