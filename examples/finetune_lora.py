@@ -120,7 +120,7 @@ def main():
     args = parse_arguments(Arguments, __doc__)
     train(args, build_model, Co2SConfig.from_pretrained(args.checkpoint), evaluate_first=True)
     if args.merge and PartialState().is_main_process:
-        write_merged(Path(args.output_dir))
+        write_merged(Path(args.output_dir), is_measured=args.quantize is None)
 
 
 def build_model(args: Arguments, data: Source) -> Co2SForSemanticSegmentation:
@@ -175,14 +175,17 @@ def change_classes(model: Co2SForSemanticSegmentation, args: Arguments, data: So
     model.config.fusion = fusion  # they are about to be trained
 
 
-def write_merged(output_dir: Path):
-    """Write base and adapter (the best one, where --eval_steps kept it) as one plain model."""
+def write_merged(output_dir: Path, is_measured: bool):
+    """Write base and adapter (the best one, where --eval_steps kept it) as one plain model.
+
+    What was measured beside a base of fewer bits does not hold for the whole one.
+    """
     folder = next(path for name in ("best_adapter", "adapter") if (path := output_dir / name).exists())
     model = merged(Co2SForSemanticSegmentation.from_pretrained(folder))
     target, results = output_dir / "merged", json.loads((folder / "metrics.json").read_text())
-    save_model(model, Co2SImageProcessor.from_pretrained(folder), target, results)
+    save_model(model, Co2SImageProcessor.from_pretrained(folder), target, results if is_measured else None)
     shutil.copyfile(folder / TRAINING_FILE, target / TRAINING_FILE)
-    write_card(target, results | {"is_best": folder.name == "best_adapter"})
+    write_card(target, results | {"is_best": folder.name == "best_adapter"} if is_measured else None)
     print(f"Saved {target}: {folder.name} merged into its base.")
 
 
