@@ -72,7 +72,7 @@ def write_card(folder: str | Path, evaluation: dict | None = None, config: Co2SC
         template_path(),
         adapter=adapter,
         base=_base(training, adapter),
-        title=_title(training),
+        title=_title(training, _base(training, adapter)),
         config=config,
         labels=[config.id2label[index] for index in range(config.num_labels)],
         model_id=MODEL_PATH,
@@ -201,8 +201,8 @@ def _settings(arguments: dict) -> str:
     return yaml.safe_dump(kept, sort_keys=False).rstrip()
 
 
-def _title(training: dict | None) -> str:
-    return f"Co2S trained on {training['data']['name']}" if training else "Co2S"
+def _title(training: dict | None, base: str | None) -> str:
+    return f"Co2S {'adapted to' if base else 'trained on'} {training['data']['name']}" if training else "Co2S"
 
 
 def _base(training: dict | None, adapter: dict | None) -> str | None:
@@ -233,7 +233,7 @@ def _metadata(training: dict | None, samples: list[str], adapter: dict | None) -
     if samples:
         facts["widget"] = [{"src": sample, "example_title": Path(sample).stem} for sample in samples]
     return ModelCardData(
-        model_name=_title(training),
+        model_name=_title(training, _base(training, adapter)),
         pipeline_tag="image-segmentation",
         tags=["co2s", "remote-sensing", "semantic-segmentation", "semi-supervised", "custom_code"]
         + (["lora"] if adapter else []),

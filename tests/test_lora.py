@@ -389,7 +389,11 @@ def test_a_new_area_with_new_classes(hub, base_folder, scenes_folder, tmp_path, 
     assert (
         card.data.base_model == "user/base" and "| base | user/base |" in card.text and "LoRA of rank 2" in card.text
     )
-    assert "load_adapter(" in card.text and "accelerate launch examples/finetune_lora.py" in card.text
+    assert (
+        f"# Co2S adapted to {scenes_folder.name}" in card.text
+        and "load_adapter(" in card.text
+        and "accelerate launch examples/finetune_lora.py" in card.text
+    )
     settings = tmp_path / "settings.yaml"
     settings.write_text(card.text.split("```yaml\n")[1].split("```")[0])
     monkeypatch.syspath_prepend(EXAMPLES)

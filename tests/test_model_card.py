@@ -70,7 +70,11 @@ def test_a_card_holds_the_run(folder):
     (folder / "training.json").write_text(json.dumps(training(learning_rate=0.001, dataset=None)))
     write_card(folder, evaluation())
     card = card_of(folder)
-    assert "| labelled images | 8 |" in card.text and "| unlabelled images | 40 |" in card.text
+    assert (
+        "# Co2S trained on fields" in card.text
+        and "| labelled images | 8 |" in card.text
+        and "| unlabelled images | 40 |" in card.text
+    )
     assert "accelerate launch examples/train_semi.py --data_dir 'my fields'" in card.text
     assert "| git revision | 0123abc |" in card.text and "torch 2.13.0" in card.text
     settings = yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0])
