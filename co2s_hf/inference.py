@@ -120,13 +120,22 @@ def predict_logits(
     fusion = model.config.fusion
     students = (fusion,) if fusion in STUDENTS else STUDENTS
     logits = sliding_window_logits(model, pixel_values, crop_size, students, flip=flip)
-    if fusion in STUDENTS:
-        logits["fused"] = logits[fusion]
-    else:
-        logits["fused"] = fuse_logits(logits["clip"], logits["dinov3"], fusion)
-    if size != tuple(pixel_values.shape[-2:]):
-        logits = {
-            name: F.interpolate(value, size=size, mode="bilinear", align_corners=True)
-            for name, value in logits.items()
-        }
-    return {name: value[0] for name, value in logits.items()}
+    predictions = {name: fused_logits(logits, name, size) for name in students}
+    return predictions | {"fused": fused_logits(logits, fusion, size)}
+
+
+def fused_logits(logits: dict[str, torch.Tensor], fusion: str, size: tuple[int, int]) -> torch.Tensor:
+    """One fusion of the students' logits for one image, at another size.
+
+    Args:
+        logits: What [`sliding_window_logits`] returns.
+        fusion: As in the configuration; a student's name is that student alone.
+        size: (height, width); the fused logits are resized to it as the paper does (bilinear, corners aligned).
+
+    Returns:
+        (classes, height, width).
+    """
+    fused = logits[fusion] if fusion in STUDENTS else fuse_logits(logits["clip"], logits["dinov3"], fusion)
+    if size != tuple(fused.shape[-2:]):
+        fused = F.interpolate(fused, size=size, mode="bilinear", align_corners=True)
+    return fused[0]

@@ -24,8 +24,8 @@ from PIL import Image
 from co2s_hf.arguments import parse_arguments, setting, told_plainly
 from co2s_hf.configuration_co2s import FUSIONS
 from co2s_hf.figures import confidence_picture, overlay, palette_or_default
-from co2s_hf.inference import load_for_prediction, sliding_window_logits
-from co2s_hf.modeling_co2s import STUDENTS, fuse_logits
+from co2s_hf.inference import fused_logits, load_for_prediction, sliding_window_logits
+from co2s_hf.modeling_co2s import STUDENTS
 from co2s_hf.reading import ImageRule, StoredFile
 from co2s_hf.synthetic import draw_scene
 
@@ -86,11 +86,8 @@ class Demo:
         logits = sliding_window_logits(self.model, inputs["pixel_values"], self.crop_size, self.students)
         result = {"image": image}
         for fusion in self.fusions:
-            fused = logits[fusion] if fusion in STUDENTS else fuse_logits(logits["clip"], logits["dinov3"], fusion)
-            if fused.shape[-2:] != (image.height, image.width):
-                size = (image.height, image.width)
-                fused = torch.nn.functional.interpolate(fused, size=size, mode="bilinear", align_corners=True)
-            confidence, labels = fused[0].softmax(dim=0).max(dim=0)
+            fused = fused_logits(logits, fusion, (image.height, image.width))
+            confidence, labels = fused.softmax(dim=0).max(dim=0)
             result[fusion] = labels.byte().cpu().numpy(), (255 * confidence).byte().cpu().numpy()
         return result
 

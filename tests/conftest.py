@@ -3,8 +3,10 @@
 import atexit
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from local_hub import TOKEN, LocalHub
@@ -22,13 +24,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, DINOv3ViTConfig, DINOv3ViTModel
 
-from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation
+from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.convert_co2s_to_hf import convert
 from co2s_hf.data_arguments import DataArguments
 from co2s_hf.sources import Source, open_source
 from co2s_hf.synthetic import write_scenes
 
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 PARITY = Path(__file__).parent / "parity"
 
 
@@ -56,6 +59,25 @@ def make_model(seed: int = 0, **kwargs) -> Co2SForSemanticSegmentation:
     """A model of [`make_config`] with the weights of a seed, in evaluation mode."""
     torch.manual_seed(seed)
     return Co2SForSemanticSegmentation(make_config(**kwargs)).eval()
+
+
+def save_checkpoint(folder: Path, **kwargs) -> Co2SForSemanticSegmentation:
+    """Save a model of [`make_model`] with its image processor; the model."""
+    model = make_model(**kwargs)
+    model.save_pretrained(folder)
+    Co2SImageProcessor.from_model_config(model.config).save_pretrained(folder)
+    return model
+
+
+def run_example(name: str, *words, launcher: Sequence[str] = (sys.executable,)) -> subprocess.CompletedProcess:
+    """Run one of the example scripts to its end."""
+    command = [*launcher, str(EXAMPLES / name), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=example_environment(), timeout=300)
+
+
+def example_environment() -> dict[str, str]:
+    """One thread each: whole runs share the machine."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
 
 
 def open_folder(folder: Path, **settings) -> Source:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_model
+from conftest import save_checkpoint
 from PIL import Image
+from playwright.sync_api import sync_playwright
 
-from co2s_hf import Co2SImageProcessor
 from co2s_hf.synthetic import draw_scene
 
 
@@ -23,15 +23,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 # A browser that asks nobody else for anything, also as root.
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
 
-pytest.importorskip("gradio", reason="the page needs the extra `demo`")
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "model"
-    model = make_model(crop_size=32)
-    model.save_pretrained(folder)
-    Co2SImageProcessor.from_model_config(model.config).save_pretrained(folder)
+    save_checkpoint(folder, crop_size=32)
     return folder
 
 
@@ -60,7 +56,6 @@ def address(checkpoint):
 def browser_page(address):
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
-    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
         page = browser.new_page()

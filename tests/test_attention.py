@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, save_checkpoint
 from PIL import Image
 
-from co2s_hf import Co2SImageProcessor
 from co2s_hf.attention import class_token_attention
 
 
@@ -60,9 +59,7 @@ def test_what_is_not_there_is_named(eager, images, student, layers, message):
 
 
 def test_the_script_draws_a_sheet(tmp_path):
-    model = make_model()
-    model.save_pretrained(tmp_path / "model")
-    Co2SImageProcessor.from_model_config(model.config).save_pretrained(tmp_path / "model")
+    save_checkpoint(tmp_path / "model")
     Image.fromarray((255 * np.random.default_rng(0).random((50, 70, 3))).astype(np.uint8)).save(tmp_path / "a.png")
     script = Path(__file__).parents[1] / "examples" / "visualize_attention.py"
 

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, save_checkpoint
 from isolation import make_environment, run_isolated
 from PIL import Image
 
@@ -18,9 +18,7 @@ from co2s_hf.hub import add_handler
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("endpoint") / "model"
-    model = make_model(seed=3)
-    model.save_pretrained(folder)
-    Co2SImageProcessor.from_model_config(model.config).save_pretrained(folder)
+    save_checkpoint(folder, seed=3)
     add_handler(folder)
     return folder
 

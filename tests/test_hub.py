@@ -2,9 +2,7 @@
 
 import importlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import make_model
+from conftest import make_model, run_example, save_checkpoint
 from huggingface_hub import HfApi, ModelCard, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from isolation import make_environment, run_isolated
@@ -32,9 +30,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def folder(tmp_path):
-    model = make_model(crop_size=16)
-    model.save_pretrained(tmp_path / "model")
-    Co2SImageProcessor.from_model_config(model.config).save_pretrained(tmp_path / "model")
+    save_checkpoint(tmp_path / "model", crop_size=16)
     write_card(tmp_path / "model")
     return tmp_path / "model"
 
@@ -46,11 +42,6 @@ def contents(folder):
 def files(hub, name, branch="main", kind="model"):
     repository = hub.repositories[kind, name]
     return repository.trees[repository.refs[branch]]
-
-
-def run_example(script, *words, **variables):
-    command = [sys.executable, ROOT / "examples" / script, *map(str, words)]
-    return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
 
 
 def test_what_is_pushed_is_what_is_pulled(hub, folder):

@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import shutil
 import signal
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import make_model, open_folder
+from conftest import EXAMPLES, example_environment, make_model, open_folder, run_example
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -34,9 +33,6 @@ from co2s_hf.training import (
     steps_per_epoch,
     tiny_model,
 )
-
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def test_optimizer_groups_are_the_papers():
@@ -122,14 +118,6 @@ def test_tables_show_absent_classes_as_such():
     assert results["iou"]["water"] is None and results["accuracy"] == 0.75
     json.dumps(results, allow_nan=False)
     assert largest_class_mean_iou(matrix) == pytest.approx(0.25)
-
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
-
-
-def run_example(name, *arguments, launcher=(sys.executable,)):
-    command = [*launcher, str(EXAMPLES / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
 
 
 def data_labels(folder):
@@ -233,7 +221,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(uninterrupted, scenes_f
     arguments = ["--data_dir", str(scenes_folder), "--output_dir", str(tmp_path / "run"), *map(str, RESUMABLE_RUN)]
     command = [sys.executable, str(EXAMPLES / "train_semi.py"), *arguments]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=example_environment()
     ) as run:
         for line in run.stdout:
             if "Saved a checkpoint after step 3" in line:
