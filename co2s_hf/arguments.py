@@ -30,7 +30,12 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return action.help if action.default in (None, False, argparse.SUPPRESS) else f"{action.help} [%(default)s]"
 
 
-def parse_arguments(arguments_class: type[T], description: str, command_line: Sequence[str] | None = None) -> T:
+def parse_arguments(
+    arguments_class: type[T],
+    description: str,
+    command_line: Sequence[str] | None = None,
+    positional: str | None = None,
+) -> T:
     """Fill a dataclass from `--config FILE` (YAML or JSON) and the command line, which wins.
 
     Args:
@@ -38,15 +43,18 @@ def parse_arguments(arguments_class: type[T], description: str, command_line: Se
             shown as a usage error.
         description: What `--help` begins with.
         command_line: Words after the program's name; `sys.argv` when left out.
+        positional: Field, a list, that words before the first --setting fill, too.
     """
     parser = HfArgumentParser(
         arguments_class,
-        usage="%(prog)s [--setting value ...]",
+        usage=f"%(prog)s {f'[{positional} ...] ' if positional else ''}[--setting value ...]",
         description=description,
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, help="YAML or JSON file with any of these settings.")
+    if positional is not None:
+        parser.add_argument(positional, nargs="*", default=argparse.SUPPRESS, help=f"As --{positional}.")
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config.add_argument("--config", type=Path)
     path = config.parse_known_args(command_line)[0].config

@@ -94,6 +94,41 @@ def confidence_picture(confidence: np.ndarray) -> Image.Image:
     return Image.fromarray((255 * colors).astype(np.uint8))
 
 
+def draw_scene_map(
+    image: np.ndarray,
+    labels: np.ndarray,
+    confidence: np.ndarray,
+    legend: dict[int, str],
+    palette: np.ndarray,
+    path: str | Path,
+):
+    """A scene, its map and the map's confidence side by side, with what the legend says of every class.
+
+    Args:
+        image: (height, width, 3), uint8.
+        labels: (height, width); what the palette has no colour for stays white.
+        confidence: (height, width), 0 to 1; NaN stays white.
+        legend: Text by class index.
+        palette: (classes, 3), uint8.
+        path: Picture to write.
+    """
+    height, width = labels.shape
+    column = 4.5 * min(1.0, max(0.4, width / height))
+    figure = Figure(figsize=(3 * column + 0.8, column * min(height / width, 1.8) + 0.9), layout="constrained")
+    axes = figure.subplots(1, 3)
+    colors = np.where((labels < len(palette))[..., None], colorize(labels, palette), np.uint8(255))
+    axes[0].imshow(image)
+    axes[1].imshow(colors, interpolation="nearest")
+    shown = axes[2].imshow(confidence, vmin=0, vmax=1, cmap="viridis")
+    for axis, title in zip(axes, ("scene", "map", "confidence")):
+        axis.set_title(title)
+        axis.set_axis_off()
+    figure.colorbar(shown, ax=axes[2], shrink=0.7)
+    handles = [Patch(color=palette[index] / 255, label=text) for index, text in legend.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(max(len(handles), 1), 3))
+    figure.savefig(path, dpi=150, format="png")
+
+
 def draw_attention(image: Image.Image, maps: dict[str, np.ndarray], path: str | Path, kind: str = "png"):
     """A sheet of attention maps over an image: for every layer all heads, their mean and their maximum.
 

@@ -48,10 +48,10 @@ def written_beside(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def written_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write a file to; on success it takes the place of `path`, whole."""
+    """Give a temporary path beside `path`, of its suffix, to write a file to; on success it takes its place, whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         yield temporary
         os.replace(temporary, path)

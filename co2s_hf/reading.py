@@ -7,7 +7,7 @@ holds.
 import io
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from .configuration_co2s import Co2SConfig
 
 IGNORE = 255  # in every label map that leaves this module
 UNKNOWN = -1  # a label value or colour without a rule
+PERCENTILES = (2, 98)  # of the values of a band, where nothing else says what becomes 0 and 255
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 
@@ -86,7 +87,9 @@ class ImageRule:
             ValueError: It cannot be read, or the rule does not cover it.
         """
         if self.bands is not None or self.scale is not None:
-            return Image.fromarray(self._to_8_bit(file, read_bands(file, self.bands)))
+            values = read_bands(file, self.bands)
+            self.check(str(file), values.dtype, len(values), lambda: _summary(values))
+            return Image.fromarray(self.to_8_bit(values))
         with opened(file) as image:
             if image.mode not in ("RGB", "L", "P", "1"):
                 raise ValueError(f"{file} {_held_by(image)}; expected 8-bit RGB. {_band_remedy(image.mode)}")
@@ -95,15 +98,29 @@ class ImageRule:
                 image.draft("RGB", tuple(math.ceil(side * scale) for side in image.size))
             return image.convert("RGB")
 
-    def _to_8_bit(self, file: StoredFile, values: np.ndarray) -> np.ndarray:
-        """(bands, height, width) of any type as (height, width, 3), uint8; NaN becomes 0."""
+    def check(self, name: str, dtype: np.dtype, num_bands: int, held: Callable[[], str]):
+        """Refuse bands that would not become three of 8 bits.
+
+        Args:
+            name: Of the file.
+            dtype, num_bands: Of what is read from it.
+            held: Says what it holds.
+
+        Raises:
+            ValueError: They would not.
+        """
+        if num_bands not in (1, 3):
+            raise ValueError(f"{name} holds {held()}. Choose three of them: --bands 3,2,1.")
+        if self.scale is None and dtype != np.uint8:
+            raise ValueError(
+                f"{name} holds {held()}. Say what becomes 0 and 255: --scale 0 3000, or --scale percentiles."
+            )
+
+    def to_8_bit(self, values: np.ndarray) -> np.ndarray:
+        """One or three bands (bands, height, width) as (height, width, 3), uint8; NaN becomes 0."""
         if len(values) == 1:
             values = np.repeat(values, 3, axis=0)
-        if len(values) != 3:
-            raise ValueError(f"{file} holds {_summary(values)}. Choose three of them: --bands 3,2,1.")
         if self.scale is None:
-            if values.dtype != np.uint8:
-                raise ValueError(f"{file} holds {_summary(values)}. Say what becomes 0 and 255: --scale 0 3000.")
             return np.moveaxis(values, 0, -1)
         pairs = np.array(self.scale if len(self.scale) == 3 else self.scale * 3, dtype=np.float32)
         low, high = pairs[:, 0, None, None], pairs[:, 1, None, None]
@@ -258,7 +275,7 @@ def _masked_bands(file: StoredFile, bands: tuple[int, ...] | None) -> np.ma.Mask
 
 
 def percentile_scale(
-    files: Iterable[StoredFile], bands: tuple[int, ...] | None, percentiles: tuple[float, float] = (2, 98)
+    files: Iterable[StoredFile], bands: tuple[int, ...] | None, percentiles: tuple[float, float] = PERCENTILES
 ) -> tuple[tuple[float, float], ...]:
     """The range that most values of the files lie in, per band, for [`ImageRule`].
 
@@ -284,7 +301,24 @@ def percentile_scale(
             if counts
             else "None of the images can be read: there are no percentiles to scale by."
         )
-    ranges = np.nanpercentile(np.concatenate(flat, axis=1), percentiles, axis=1).T.tolist()
+    return percentile_ranges(np.concatenate(flat, axis=1), percentiles)
+
+
+def percentile_ranges(
+    values: np.ndarray, percentiles: tuple[float, float] = PERCENTILES
+) -> tuple[tuple[float, float], ...]:
+    """The range that most values of each band lie in.
+
+    Args:
+        values: (bands, values); NaN do not count.
+        percentiles: Where the range begins and ends.
+
+    Raises:
+        ValueError: A band holds one value alone, or none.
+    """
+    if np.isnan(values).all(axis=1).any():
+        raise ValueError("A band holds nothing but nodata: there is no range to scale.")
+    ranges = np.nanpercentile(values, percentiles, axis=1).T.tolist()
     for low, high in ranges:
         if not low < high:
             raise ValueError(f"A band holds the value {low} almost everywhere: there is no range to scale.")

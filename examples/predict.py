@@ -1,22 +1,31 @@
-"""Segment images: an index PNG with the classes' colours for every image, and a picture to look at.
+"""Segment scenes and images.
 
-    python examples/predict.py --checkpoint outputs/train_semi/model --images photo.jpg more_photos/
+    # A georeferenced raster of any size becomes a land-cover map that opens in QGIS: map.tif, and map.png to look at.
+    python examples/predict.py scene.tif --checkpoint outputs/train_semi/model --output map.tif
 
-    # The unlabelled images of what was trained on; files of more than 8 bits or three bands, by rule.
+    # Many: folders, patterns, mosaics (VRT), addresses on the web. An interrupted run goes on with --resume.
+    python examples/predict.py scenes/ 'more/*.jp2' https://example.org/scene.tif --output maps/ --resume
+
+    # Other bands or more than 8 bits; another ground sampling distance than that of training; polygons, too.
+    python examples/predict.py scene.tif --output map.tif --bands 4,3,2 --scale percentiles
+    python examples/predict.py scene.tif --output map.tif --resample_to 0.3 --vector map.gpkg --min_area_m2 20
+
+    # Pictures without a place on Earth: an index PNG with the classes' colours for each, and one to look at.
+    python examples/predict.py --images photo.jpg more_photos/ --save_confidence
+
+    # The unlabelled images of what was trained on.
     python examples/predict.py --data_dir path/to/folder
-    python examples/predict.py --images scenes/ --bands 4,3,2 --scale 0 3000
 
-    # Also how sure the model is of every pixel (0 to 255 for probabilities 0 to 1).
-    python examples/predict.py --images more_photos/ --save_confidence
-
-Writes labels/NAME.png, overlay/NAME.png and confidence/NAME.png at each image's size. Images that are done already are
-left out, so an interrupted run goes on where it was; predictions.json says what the folder was made with. `accelerate
-launch` shares the images among processes.
+Scenes come first, before any --setting. For pictures it writes labels/NAME.png, overlay/NAME.png and
+confidence/NAME.png at each image's size; images that are done already are left out, so an interrupted run goes on
+where it was, and predictions.json says what the folder was made with. `accelerate launch` shares scenes and images
+among processes and machines.
 """
 
 import json
 import sys
-from dataclasses import dataclass
+import traceback
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -30,49 +39,112 @@ from tqdm.auto import tqdm
 from co2s_hf.arguments import parse_arguments, setting, told_plainly
 from co2s_hf.configuration_co2s import FUSIONS, Co2SConfig
 from co2s_hf.data import Samples
-from co2s_hf.data_arguments import DataArguments
+from co2s_hf.data_arguments import DataArguments, parse_bands, parse_scale
 from co2s_hf.figures import overlay, palette_or_default
 from co2s_hf.files import check_new_folder, write_json, written_file
 from co2s_hf.inference import load_for_prediction, predict_logits
 from co2s_hf.listings import find_images
 from co2s_hf.report import announce
+from co2s_hf.scene_files import plan_maps, shared_out
+from co2s_hf.scene_settings import SceneSettings
 from co2s_hf.sources import open_source
 from co2s_hf.splits import SPLITS
 from co2s_hf.training import PATIENCE, check_precision, use_all_cores
 
 
 @dataclass
-class Arguments(DataArguments):
+class Arguments(SceneSettings, DataArguments):
+    scenes: list[str] | None = setting(None, "Georeferenced rasters: files, folders, patterns, addresses.")
     checkpoint: str = setting("outputs/train_semi/model", "Folder or Hub name of a trained model.")
+    output: str = setting("outputs/maps", "Of scenes: the map's name (.tif), or a folder for NAME.tif of each.")
+    resume: bool = setting(False, "Go on with scenes that an interrupted run has begun; leave those it has finished.")
     images: list[str] | None = setting(None, "Image files, and folders that are searched for images.")
     split: Literal[SPLITS] = setting("unlabeled", "Set to predict where data is named as in training, not --images.")
     seed: int = setting(0, "As in training: seed of the drawn sets.")
-    output_dir: str = setting("outputs/predictions", "Folder for labels/, overlay/ and confidence/.")
-    save_confidence: bool = setting(False, "Also write the fused prediction's confidence.")
+    output_dir: str = setting("outputs/predictions", "Folder for labels/, overlay/ and confidence/ of images.")
     crop_size: int | None = setting(None, "Side of the windows in pixels. Left out: the model's training crops.")
     fusion: Literal[FUSIONS] | None = setting(None, "How the students are fused. Left out: as the model says.")
     flip: bool = setting(False, "Average with the prediction for the mirrored image.")
-    opacity: float = setting(0.5, "Of the colours in the overlay, 0 to 1.")
+    opacity: float = setting(0.5, "Of the colours in the overlay of an image, 0 to 1.")
     use_cpu: bool = setting(False, "Stay on the CPU even where there is a GPU.")
     mixed_precision: Literal["no", "bf16"] | None = setting(None, "Left out: what `accelerate launch` says.")
 
     def __post_init__(self):
-        if bool(self.images) == self.names_data:
-            raise ValueError("Say what to predict: --images with files or folders, or data as in training.")
-        self.check_data()
-        if self.images and (self.scale == ["percentiles"] or self.report):
+        if bool(self.scenes) + bool(self.images) + self.names_data != 1:
             raise ValueError(
-                "With --images pass --scale LOW HIGH (a model trained on percentiles knows them), no --report."
+                "Say what to predict: scenes (`predict.py scene.tif`), --images with files or folders, or data as in "
+                "training; one of them."
             )
+        self.check_data()
+        self.check_scene()
+        if not self.names_data and self.report:
+            raise ValueError("--report is about data as in training.")
+        if self.images and self.scale == ["percentiles"]:
+            raise ValueError("With --images pass --scale LOW HIGH (a model trained on percentiles knows them).")
+        for_scenes = {f.name: f.default for f in fields(SceneSettings)} | {"resume": False}
+        for name in for_scenes.keys() - {"save_confidence"}:
+            if not self.scenes and getattr(self, name) != for_scenes[name]:
+                raise ValueError(f"--{name} is about scenes: `predict.py scene.tif --{name} ...`.")
         if not 0 <= self.opacity <= 1:
             raise ValueError(f"--opacity is {self.opacity}; it lies between 0 and 1.")
 
 
 def main():
-    args = parse_arguments(Arguments, __doc__)
+    args = parse_arguments(Arguments, __doc__, positional="scenes")
     accelerator = Accelerator(cpu=args.use_cpu, mixed_precision=args.mixed_precision, kwargs_handlers=[PATIENCE])
     check_precision(accelerator)
     use_all_cores(accelerator)
+    problems = predict_scenes(args, accelerator) if args.scenes else predict_images(args, accelerator)
+    if accelerator.is_main_process:
+        for problem in problems:
+            print(f"Left out: {problem}", file=sys.stderr)
+    accelerator.end_training()
+    sys.exit(1 if problems else 0)
+
+
+def predict_scenes(args: Arguments, accelerator: Accelerator) -> list[str]:
+    """Map every scene once, whichever process does it; what went wrong with the others."""
+    with told_plainly():
+        from co2s_hf.scenes import segment_scene  # pictures do without its libraries
+
+        maps = plan_maps(args.scenes, args.output)
+        if len(maps) > 1 and args.vector is not None and Path(args.vector).suffix:
+            raise ValueError(
+                f"--vector {args.vector} is one file for {len(maps)} scenes; --vector {Path(args.vector).suffix} "
+                "writes one beside each map."
+            )
+        model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size)
+    precision = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    model.to(accelerator.device, precision)
+    settings = {f.name: getattr(args, f.name) for f in fields(SceneSettings)}
+    scale = "percentiles" if args.scale == ["percentiles"] else parse_scale(args.scale)
+    problems = []
+    for scene, destination in shared_out(maps, accelerator.num_processes)[accelerator.process_index].items():
+        try:
+            segment_scene(
+                model,
+                image_processor,
+                scene,
+                destination,
+                crop_size=crop_size,
+                flip=args.flip,
+                bands=parse_bands(args.bands),
+                scale=scale,
+                resume=args.resume,
+                show_progress=accelerator.is_local_main_process,
+                **settings,
+            )
+        except Exception as error:  # one scene's trouble is not the others'
+            if not isinstance(error, ValueError | OSError):
+                traceback.print_exc()
+            problems.append(f"{scene}: {error}")
+    problems = gather_object(problems)
+    accelerator.print(f"{len(maps) - len(problems)} of {len(maps)} maps are in {args.output}.")
+    return problems
+
+
+def predict_images(args: Arguments, accelerator: Accelerator) -> list[str]:
+    """Predict every picture that is not done yet; what could not be read."""
     output_dir = Path(args.output_dir)
     model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size)
     with told_plainly(), accelerator.main_process_first():
@@ -104,12 +176,8 @@ def main():
                 with written_file(targets[kind]) as target:
                     picture.save(target, format="PNG")
     problems = gather_object(problems)
-    if accelerator.is_main_process:
-        print(f"{len(jobs) - len(problems)} of {len(jobs)} images are in {output_dir}.")
-        for problem in problems:
-            print(f"Left out: {problem}", file=sys.stderr)
-    accelerator.end_training()
-    sys.exit(1 if problems else 0)
+    accelerator.print(f"{len(jobs) - len(problems)} of {len(jobs)} images are in {output_dir}.")
+    return problems
 
 
 def plan(args: Arguments, config: Co2SConfig, output_dir: Path, is_main: bool) -> tuple[Samples, list[str]]:

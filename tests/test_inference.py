@@ -26,7 +26,7 @@ def test_windows_cover_each_side_and_end_inside():
 class Pixelwise(torch.nn.Module):
     """A stand-in whose logits depend on each pixel alone, so that windows must not show."""
 
-    device = torch.device("cpu")
+    device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, config):
         super().__init__()
