@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from affine import Affine
+from rasterio._err import CPLE_BaseError
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
@@ -41,7 +42,7 @@ class Place:
             return self
         down, across = self.height / height, self.width / width
         gcps = [GroundControlPoint(p.row / down, p.col / across, p.x, p.y, p.z, p.id, p.info) for p in self.gcps]
-        transform = self.transform if self.gcps else self.transform * Affine.scale(across, down)
+        transform = self.transform if self.gcps else self.transform @ Affine.scale(across, down)
         return Place(height, width, transform, self.crs, gcps)
 
     @property
@@ -89,13 +90,10 @@ class Ground:
                 crs, CRS.from_epsg(4326), *self._coordinates([width / 2], [height / 2])
             )
             self.equal_area = CRS.from_dict(proj="laea", lat_0=latitude, lon_0=longitude, datum="WGS84", units="m")
-            top, left = self._metres(np.array([width / 2, width / 2 + 1]), np.array([height / 2, height / 2]))
-        except (CRSError, RasterioError) as error:
+        except (CRSError, RasterioError, CPLE_BaseError) as error:
             raise ValueError(
                 f"No metres can be told from the coordinate system {crs.to_string()}: {error}."
             ) from error
-        if not np.isfinite([top, left]).all():
-            raise ValueError(f"The raster's coordinates lie outside of its coordinate system {crs.to_string()}.")
 
     def pixel_size_m(self) -> tuple[float, float]:
         """Height and width of the middle pixel in metres."""
@@ -117,7 +115,7 @@ class Ground:
         return np.repeat(np.repeat(areas, heights, axis=0), widths, axis=1)
 
     def _coordinates(self, columns, rows) -> tuple[list[float], list[float]]:
-        x, y = self.transform * (np.asarray(columns, dtype=float), np.asarray(rows, dtype=float))
+        x, y = self.transform @ (np.asarray(columns, dtype=float), np.asarray(rows, dtype=float))
         return x.tolist(), y.tolist()
 
     def _metres(self, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from .files import written_file
 from .ground import Place
 
 
-VECTOR_DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".parquet": "Parquet"}
+GDAL_DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON"}
 STRIP_ROWS = 256  # rows that are outlined at a time
 BATCH = 2048  # objects that are written at a time
 SCHEMA = pa.schema(
@@ -153,7 +153,7 @@ def _on_ground(found: MapObject, transform: Affine, simplify_px: float) -> bytes
     outline = found.outline()
     if simplify_px:
         outline = outline.simplify(simplify_px)
-    return shapely.to_wkb(shapely.transform(outline, lambda points: np.stack(transform * tuple(points.T), axis=1)))
+    return shapely.to_wkb(shapely.transform(outline, lambda points: np.stack(transform @ tuple(points.T), axis=1)))
 
 
 def write_polygons(
@@ -174,12 +174,18 @@ def write_polygons(
     Raises:
         OSError: The file cannot be written.
     """
-    count = 0
+    count, failures, objects = 0, [], iter(objects)
+
+    def next_objects() -> list[MapObject]:
+        try:
+            return list(itertools.islice(objects, BATCH))
+        except Exception as error:  # which the writers would not tell
+            failures.append(error)
+            raise
 
     def batches() -> Iterator[pa.RecordBatch]:
         nonlocal count
-        rows = iter(objects)
-        while chunk := list(itertools.islice(rows, BATCH)):
+        while chunk := next_objects():
             count += len(chunk)
             columns = {
                 "class": [found.label for found in chunk],
@@ -194,13 +200,13 @@ def write_polygons(
     try:
         with written_file(path) as target:
             write(target, batches(), place.crs, layer=path.stem)
-    except (DataSourceError, DataLayerError, pa.ArrowException) as error:
-        raise OSError(f"'{path}' cannot be written: {error}") from error
+    except (DataSourceError, DataLayerError, pa.ArrowException, RuntimeError) as error:
+        raise failures[0] if failures else OSError(f"'{path}' cannot be written: {error}") from error
     return count
 
 
 def _write_with_gdal(target: Path, batches: Iterator[pa.RecordBatch], crs: CRS, layer: str):
-    driver = VECTOR_DRIVERS[target.suffix]
+    driver = GDAL_DRIVERS[target.suffix]
     pyogrio.write_arrow(
         pa.RecordBatchReader.from_batches(SCHEMA, batches),
         target,

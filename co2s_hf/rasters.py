@@ -19,7 +19,13 @@ from .reading import ImageRule, percentile_ranges
 
 SAMPLE_PX = 1024  # longer side of what is looked at to tell the range of a band's values
 # A small cache of blocks (GDAL's own takes a twentieth of the machine), and patience with servers.
-GDAL_OPTIONS = {"GDAL_CACHEMAX": 128 * 2**20, "GDAL_HTTP_MAX_RETRY": "5", "GDAL_HTTP_RETRY_DELAY": "1"}
+GDAL_OPTIONS = {
+    "GDAL_CACHEMAX": 128 * 2**20,
+    "GDAL_HTTP_CONNECTTIMEOUT": "30",  # seconds
+    "GDAL_HTTP_TIMEOUT": "120",
+    "GDAL_HTTP_MAX_RETRY": "5",
+    "GDAL_HTTP_RETRY_DELAY": "1",
+}
 
 
 class UnreadableScene(ValueError):
@@ -99,7 +105,10 @@ class SceneRaster:
         """
         if scale == "percentiles":
             values, valid = self.sample(SAMPLE_PX)
-            scale = percentile_ranges(np.where(valid, values.astype(np.float32), np.nan).reshape(len(values), -1))
+            try:
+                scale = percentile_ranges(np.where(valid, values.astype(np.float32), np.nan).reshape(len(values), -1))
+            except ValueError as error:
+                raise ValueError(f"{self.source}: {error}") from error
         rule = ImageRule(self.bands, scale)
         rule.check(self.source, self.dtype, len(self.bands), self.held)
         return rule

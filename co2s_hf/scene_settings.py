@@ -9,6 +9,8 @@ from .inference import BLENDS
 
 
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".parquet")
+OUTPUT_GRIDS = ("scene", "resampled")
+SCORE_DTYPES = ("uint8", "float32")
 
 
 @dataclass
@@ -24,12 +26,12 @@ class SceneSettings:
     resample_to: float | None = setting(
         None, "Read the scene at this ground sampling distance in metres, that of the training images."
     )
-    output_grid: Literal["scene", "resampled"] = setting(
+    output_grid: Literal[OUTPUT_GRIDS] = setting(
         "scene", "With --resample_to: pixels of the map are the scene's own, or those that were read."
     )
     save_confidence: bool = setting(False, "Also write how sure the fused prediction is of every pixel.")
     save_probabilities: bool = setting(False, "Also write the probability of every class.")
-    score_dtype: Literal["uint8", "float32"] = setting(
+    score_dtype: Literal[SCORE_DTYPES] = setting(
         "uint8", "Confidence and probabilities in steps of 1/254, or as they are."
     )
     cog: bool = setting(False, "Write Cloud Optimized GeoTIFFs, to be read over the web piece by piece.")
@@ -57,10 +59,11 @@ class SceneSettings:
             raise ValueError(f"--resample_to is {self.resample_to}; it is a ground sampling distance in metres.")
         if self.output_grid == "resampled" and self.resample_to is None:
             raise ValueError("--output_grid resampled goes with --resample_to METRES.")
-        if self.blend not in BLENDS or self.score_dtype not in ("uint8", "float32"):
-            raise ValueError(f"There is no blend '{self.blend}' or no score_dtype '{self.score_dtype}'.")
+        for name, choices in (("blend", BLENDS), ("output_grid", OUTPUT_GRIDS), ("score_dtype", SCORE_DTYPES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"There is no --{name} '{getattr(self, name)}'; choose {' or '.join(choices)}.")
         if self.vector is not None and not self.vector.endswith(VECTOR_SUFFIXES):
-            raise ValueError(f"--vector is '{self.vector}'; it ends in {', '.join(VECTOR_SUFFIXES)}.")
+            raise ValueError(f"--vector is '{self.vector}'; it ends in .gpkg, .geojson or .parquet.")
 
     def vector_path(self, destination: Path) -> Path | None:
         """Where a map's polygons go."""

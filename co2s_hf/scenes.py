@@ -125,8 +125,9 @@ def segment_scene(
             destination, scene.grid.height, scene.grid.width, prediction.planes(), prediction.facts(), resume
         )
         with _kept_if_worth(unfinished, source):
+            outputs = _Outputs(model.config, scene, rule, settings, unfinished)
             prediction.run(unfinished, show_progress)
-            found = _Outputs(model.config, scene, rule, settings, unfinished).write(paths)
+            found = outputs.write(paths)
         unfinished.remove()
         return found
 
@@ -295,6 +296,8 @@ class _Outputs:
         self.place = scene.place if on_scene else scene.grid
         self.palette = palette_or_default(config.palette, config.num_labels)
         self.names = [config.id2label[index] for index in range(config.num_labels)]
+        if settings.vector is not None and self.place.gcps:
+            raise ValueError(f"Polygons need a transform, {scene.source} has control points. Warp it: `rio warp`.")
         try:
             self.ground = self.place.ground()
         except ValueError:

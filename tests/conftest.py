@@ -18,7 +18,9 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="co2s_hf-tests-")
 os.environ |= {"HF_ENDPOINT": HUB.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
+import numpy as np
 import pytest
+import rasterio
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -82,6 +84,30 @@ def example_environment() -> dict[str, str]:
 
 def open_folder(folder: Path, **settings) -> Source:
     return open_source(DataArguments(data_dir=str(folder), **settings))
+
+
+class Pixelwise(torch.nn.Module):
+    """A stand-in whose logits are each pixel's own three values, so that windows must not show."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self):
+        super().__init__()
+        self.config = make_config(crop_size=16)
+        self.num_windows = 0
+
+    def student_logits(self, pixel_values, students):
+        self.num_windows += len(pixel_values)
+        return {name: (n + 1) * pixel_values for n, name in enumerate(students)}
+
+
+def write_raster(path: Path, values: np.ndarray, **profile) -> Path:
+    """A GeoTIFF of (bands, height, width)."""
+    count, height, width = values.shape
+    profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": values.dtype} | profile
+    with rasterio.open(path, "w", **profile) as raster:
+        raster.write(values)
+    return path
 
 
 @pytest.fixture

@@ -1,25 +1,20 @@
 import numpy as np
 import pytest
-import rasterio
+from conftest import write_raster
 from PIL import Image
 
 from co2s_hf.reading import ImageRule, LabelRule, StoredFile, base_scale, percentile_scale, read_bands
 
 
-def write_raster(path, values, **profile) -> StoredFile:
-    """A GeoTIFF of (bands, height, width)."""
-    count, height, width = values.shape
-    profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": values.dtype} | profile
-    with rasterio.open(path, "w", **profile) as raster:
-        raster.write(values)
-    return StoredFile(str(path))
+def stored_raster(path, values, **profile) -> StoredFile:
+    return StoredFile(str(write_raster(path, values, **profile)))
 
 
 @pytest.fixture
 def sixteen_bit(tmp_path) -> StoredFile:
     """Four bands of uint16: band b holds 1000 b + column."""
     columns = np.tile(np.arange(12, dtype=np.uint16), (8, 1))
-    return write_raster(tmp_path / "field.tif", np.stack([1000 * band + columns for band in (1, 2, 3, 4)]))
+    return stored_raster(tmp_path / "field.tif", np.stack([1000 * band + columns for band in (1, 2, 3, 4)]))
 
 
 def test_bands_and_scale_make_rgb(sixteen_bit):
@@ -36,7 +31,7 @@ def test_bands_and_scale_make_rgb(sixteen_bit):
 
 def test_eight_bit_bands_are_taken_as_they_are(tmp_path):
     values = np.arange(4 * 6 * 5, dtype=np.uint8).reshape(4, 6, 5)
-    file = write_raster(tmp_path / "four.tif", values)
+    file = stored_raster(tmp_path / "four.tif", values)
     assert np.array_equal(np.asarray(ImageRule(bands=(3, 2, 1)).read(file)), np.moveaxis(values[[2, 1, 0]], 0, -1))
     rgba = Image.fromarray(np.moveaxis(values, 0, -1), mode="RGBA")
     rgba.save(tmp_path / "rgba.png")
@@ -47,7 +42,7 @@ def test_eight_bit_bands_are_taken_as_they_are(tmp_path):
 def test_nodata_and_nan_become_black(tmp_path):
     values = np.full((1, 4, 4), 100.0, dtype=np.float32)
     values[0, 0, 0], values[0, 1, 1] = np.nan, -9999
-    file = write_raster(tmp_path / "float.tif", values, nodata=-9999)
+    file = stored_raster(tmp_path / "float.tif", values, nodata=-9999)
     image = np.asarray(ImageRule(scale=((0, 200),)).read(file))
     assert image[0, 0].tolist() == [0] * 3 and image[1, 1].tolist() == [0] * 3
     assert image[2, 2].tolist() == [128] * 3  # one band stands for all three
@@ -84,10 +79,10 @@ def test_missing_rasterio_is_named(sixteen_bit, monkeypatch):
 
 def test_percentiles_are_those_of_all_files(tmp_path):
     values = np.arange(100, dtype=np.float32).reshape(1, 10, 10)
-    files = [write_raster(tmp_path / f"{n}.tif", values + 100 * n) for n in range(2)]
+    files = [stored_raster(tmp_path / f"{n}.tif", values + 100 * n) for n in range(2)]
     (low, high), *rest = percentile_scale(files, None)
     assert (low, high) == pytest.approx(tuple(np.percentile(np.arange(200), (2, 98)))) and not rest
-    flat = write_raster(tmp_path / "flat.tif", np.full((1, 4, 4), 5, dtype=np.uint16))
+    flat = stored_raster(tmp_path / "flat.tif", np.full((1, 4, 4), 5, dtype=np.uint16))
     with pytest.raises(ValueError, match=r"the value 5.0 almost everywhere"):
         percentile_scale([flat], None)
 

@@ -1,0 +1,62 @@
+import math
+
+import numpy as np
+import pytest
+from affine import Affine
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+
+from co2s_hf.ground import Ground, Place
+
+
+def test_pixels_of_a_map_projection_are_larger_on_the_ground():
+    """At UTM's central meridian lengths are 0.9996 of those on the ground."""
+    place = Place(100, 80, Affine(0.5, 0, 500_000, 0, -0.5, 2_780_000), CRS.from_epsg(32640))
+    assert place.ground().pixel_size_m() == pytest.approx((0.5 / 0.9996, 0.5 / 0.9996), rel=1e-6)
+    areas = place.ground().areas_m2(slice(30, 95))
+    assert areas.shape == (65, 80) and areas.sum() == pytest.approx(65 * 80 * 0.25 / 0.9996**2, rel=1e-6)
+
+
+def test_rotated_and_foot_wide_pixels():
+    rotated = Affine.translation(500_000, 2_780_000) @ Affine.rotation(30) @ Affine.scale(2, -3)
+    ground = Place(64, 64, rotated, CRS.from_epsg(32640)).ground()
+    assert ground.pixel_size_m() == pytest.approx((3 / 0.9996, 2 / 0.9996), rel=1e-6)
+    feet = Place(64, 64, Affine(10, 0, 6_561_667, 0, -10, 1_640_417), CRS.from_epsg(2229)).ground()
+    assert feet.pixel_size_m() == pytest.approx((3.048, 3.048), rel=1e-3)
+
+
+def test_areas_in_degrees_are_those_of_the_ellipsoid():
+    """The area between two parallels of WGS 84 is known in closed form."""
+    a, e = 6378137.0, math.sqrt(0.00669437999014)
+
+    def zone(latitude):  # from the equator, over all longitudes
+        sine = math.sin(math.radians(latitude))
+        return math.pi * a**2 * (1 - e**2) * (sine / (1 - (e * sine) ** 2) + math.atanh(e * sine) / e)
+
+    place = Place(1000, 2000, Affine(0.001, 0, 10, 0, -0.001, 61), CRS.from_epsg(4326))
+    expected = (zone(61) - zone(60)) * 2 / 360
+    assert place.ground().areas_m2(slice(0, 1000)).sum() == pytest.approx(expected, rel=1e-5)
+    top, bottom = place.ground().areas_m2(slice(0, 1)), place.ground().areas_m2(slice(999, 1000))
+    assert top.sum() < bottom.sum()  # nearer to the pole
+
+
+def test_a_coarser_grid_covers_the_same_ground():
+    points = (GroundControlPoint(0, 0, 10, 50), GroundControlPoint(0, 90, 11, 50), GroundControlPoint(60, 0, 10, 49))
+    place = Place(60, 90, Affine.identity(), CRS.from_epsg(4326), points)
+    coarse = place.on_grid(20, 45)
+    assert [(p.row, p.col, p.x, p.y) for p in coarse.gcps] == [(0, 0, 10, 50), (0, 45, 11, 50), (20, 0, 10, 49)]
+    fine, rough = (np.sum(grid.ground().areas_m2(slice(0, grid.height))) for grid in (place, coarse))
+    assert rough == pytest.approx(fine, rel=1e-4)
+    plain = Place(60, 90, Affine(1, 0, 5, 0, -1, 9), CRS.from_epsg(32640)).on_grid(20, 45)
+    assert plain.transform == Affine(2, 0, 5, 0, -3, 9) and (plain.height, plain.width) == (20, 45)
+
+
+def test_places_that_tell_no_metres():
+    with pytest.raises(ValueError, match="no transform from pixels to coordinates"):
+        Place(10, 10, Affine.identity(), CRS.from_epsg(32640)).ground()
+    local = CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')
+    with pytest.raises(ValueError, match="No metres can be told from the coordinate system"):
+        Ground(Affine(1, 0, 0, 0, -1, 0), local, 10, 10)
+    for crs, far in ((4326, 900), (32640, 1e12)):
+        with pytest.raises(ValueError, match=f"No metres can be told from the coordinate system EPSG:{crs}"):
+            Ground(Affine(1, 0, far, 0, -1, far), CRS.from_epsg(crs), 10, 10)

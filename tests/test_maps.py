@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from rasterio.crs import CRS
+
+from co2s_hf import maps
+from co2s_hf.ground import Place
+from co2s_hf.maps import MapBand, quantized, strips, write_class_names, write_map
+
+
+PLACE = Place(600, 530, Affine(1, 0, 5, 0, -1, 9), CRS.from_epsg(32640))
+PALETTE = np.array([[1, 2, 3], [40, 50, 60]], dtype=np.uint8)
+
+
+def test_values_overviews_and_names(tmp_path):
+    labels = np.zeros((600, 530), dtype=np.uint8)
+    labels[:, 100:], labels[:20] = 1, 255
+    write_map(tmp_path / "map.tif", [MapBand("class", lambda rows: labels[rows])], "uint8", PLACE, {"a": "b"}, PALETTE)
+    write_class_names(tmp_path / "map.tif.aux.xml", ["land", "<road> & rail"])
+    with rasterio.open(tmp_path / "map.tif") as raster:
+        assert np.array_equal(raster.read(1), labels) and raster.overviews(1) == [2]
+        half = raster.read(1, out_shape=(300, 265))
+        assert np.array_equal(half, labels[::2, ::2])  # classes, never something between
+        assert raster.tags()["a"] == "b" and raster.colormap(1)[1] == (40, 50, 60, 255)
+    assert "<Category>&lt;road&gt; &amp; rail</Category>" in (tmp_path / "map.tif.aux.xml").read_text()
+
+
+def test_floating_point_scores(tmp_path):
+    scores = np.random.default_rng(0).random((2, 600, 530)).astype(np.float32)
+    scores[:, :5] = np.nan
+    bands = [MapBand(name, lambda rows, n=n: scores[n, rows]) for n, name in enumerate(("land", "road"))]
+    write_map(tmp_path / "map.tif", bands, "float32", PLACE, {})
+    with rasterio.open(tmp_path / "map.tif") as raster:
+        assert np.array_equal(raster.read(), scores, equal_nan=True) and np.isnan(raster.nodata)
+        assert raster.descriptions == ("land", "road") and raster.scales == (1, 1)
+
+
+def test_what_reads_back_differently_is_an_error(tmp_path):
+    answers = iter(range(10))
+    changing = MapBand("class", lambda rows: np.full((rows.stop - rows.start, 530), next(answers), dtype=np.uint8))
+    with pytest.raises(OSError, match=r"'map.tif' was not written whole. Is the disk full\?"):
+        write_map(tmp_path / "map.tif", [changing], "uint8", PLACE, {}, PALETTE)
+
+
+def test_strips_cover_all_rows_and_probabilities_fit_a_byte(monkeypatch):
+    monkeypatch.setattr(maps, "STRIP_ROWS", 512)
+    assert strips(1030) == [slice(0, 512), slice(512, 1024), slice(1024, 1030)]
+    assert strips(7, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert quantized(np.array([0, 0.5, 1])).tolist() == [0, 127, 254]
