@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -240,11 +239,8 @@ def test_polygons_lie_on_the_maps_pixels(tmp_path):
     assert set(zip(table["class"], table["name"])) == {(0, "land"), (1, "road"), (2, "water")}
     for index in range(3):
         own = areas[np.array(table["class"]) == index].sum()
-        assert (
-            own
-            == pytest.approx(found.class_areas_m2[index])
-            == (labels == index).sum() * pytest.approx(0.25, rel=1e-3)
-        )
+        assert own == pytest.approx(found.class_areas_m2[index])
+        assert own == pytest.approx((labels == index).sum() * 0.25, rel=1e-3)
     middle = shapely.from_wkb(table["geometry"][0]).representative_point()
     with rasterio.open(tmp_path / "map.tif") as raster:
         assert next(raster.sample([(middle.x, middle.y)]))[0] == table["class"][0]
@@ -325,9 +321,9 @@ def truncated(folder):
 
 
 def no_bands(folder):
-    path = folder / "scene.vrt"
-    path.write_text('<VRTDataset rasterXSize="20" rasterYSize="20"></VRTDataset>')
-    return path
+    path = folder / "scene.pix"
+    with rasterio.open(path, "w", driver="PCIDSK", count=0, dtype="uint8", height=4, width=5):
+        return path
 
 
 def text(folder):
@@ -339,7 +335,7 @@ def text(folder):
 BROKEN = {
     "truncated": (truncated, {}, UnreadableScene, r"scene.tif cannot be read: .*Is it whole"),
     "no raster": (text, {}, UnreadableScene, r"scene.tif cannot be read: .*not recognized"),
-    "no bands": (no_bands, {}, UnreadableScene, r"scene.vrt has no bands"),
+    "no bands": (no_bands, {}, UnreadableScene, r"scene.pix has no bands. Replace it"),
     "no crs": (
         lambda folder: write_raster(folder / "scene.tif", random_image(20, 20), transform=PLACE["transform"]),
         {}, UnreadableScene, r"scene.tif has no coordinate system.*rio edit-info --crs.*--images",
