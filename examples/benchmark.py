@@ -6,20 +6,24 @@ python examples/benchmark.py --what train           # a whole training step: 2 l
 python examples/benchmark.py --what train --dtype bfloat16
 python examples/benchmark.py --what train --lora_rank 8            # low-rank updates instead of attention weights
 python examples/benchmark.py --what train --lora_rank 8 --method supervised     # as finetune_lora.py does it
+python examples/benchmark.py --what scene --dtype bfloat16         # a georeferenced scene of 2048 px, from file to map
 
 Prediction is shown beside what cannot be avoided: transformers' two towers and the decoders. A training step is views,
-every loss of the paper, gradients and optimiser; bfloat16 there is autocast, as `--mixed_precision bf16` does it.
+every loss of the paper, gradients and optimiser; bfloat16 there is autocast, as `--mixed_precision bf16` does it. A
+scene is predicted in windows of `--crop_size` that overlap by a sixth, as predict.py does it (needs the extra
+`scenes`).
 """
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation
+from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.logbook import peak_memory_gb
 from co2s_hf.lora import co2s_lora_config
 from co2s_hf.objective import Co2SObjective
@@ -115,11 +119,39 @@ def time_training(args: argparse.Namespace, device: torch.device, dtype: torch.d
     print(training_size(model, optimizer))
 
 
+def time_scene(args: argparse.Namespace, device: torch.device, dtype: torch.dtype):
+    """Time a whole scene, once, from the file to the finished map."""
+    import rasterio  # and the module that needs it: other benchmarks do without
+
+    from co2s_hf.scenes import segment_scene
+
+    config = Co2SConfig(num_labels=args.num_labels, crop_size=args.crop_size)
+    model = Co2SForSemanticSegmentation(config).eval().to(device, dtype)
+    image_processor = Co2SImageProcessor.from_model_config(config)
+    with tempfile.TemporaryDirectory() as folder:
+        place = {"crs": "EPSG:32640", "transform": rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 2_780_000)}
+        image = np.random.default_rng(0).integers(1, 256, (3, args.size, args.size), dtype=np.uint8)
+        with rasterio.open(
+            f"{folder}/scene.tif", "w", count=3, dtype="uint8", height=args.size, width=args.size, tiled=True, **place
+        ) as raster:
+            raster.write(image)
+        start = time.perf_counter()
+        segment_scene(
+            model, image_processor, f"{folder}/scene.tif", f"{folder}/map.tif", windows_per_batch=args.batch_size
+        )
+        seconds = time.perf_counter() - start
+    print(f"{'from file to map':40}{seconds:10.1f} s, {args.size**2 / seconds / 1e3:.0f} thousand pixels per second")
+    print(f"{'peak memory':40}{peak_memory_gb(device):10.2f} GB")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", default="predict", choices=["predict", "train"], help="(default: predict)")
-    parser.add_argument("--batch_size", type=int, default=2, help="images per call, or of each kind (default: 2)")
-    parser.add_argument("--size", type=int, default=256, help="side of the images in pixels (default: 256)")
+    parser.add_argument("--what", default="predict", choices=["predict", "train", "scene"], help="(default: predict)")
+    parser.add_argument(
+        "--batch_size", type=int, default=2, help="images or windows per call, or of each kind (default: 2)"
+    )
+    parser.add_argument("--size", type=int, help="side of the images in pixels (default: 256; of a scene 2048)")
+    parser.add_argument("--crop_size", type=int, default=512, help="side of a scene's windows (default: 512)")
     parser.add_argument("--num_labels", type=int, default=6, help="classes (default: 6)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default: float32)")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="with --what train: less memory")
@@ -131,12 +163,14 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda ...")
     parser.add_argument("--repeats", type=int, default=7, help="calls whose median is taken (default: 7)")
     args = parser.parse_args()
+    args.size = args.size or (2048 if args.what == "scene" else 256)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     print(
         f"{args.what}: batch {args.batch_size}, {args.size} px, {args.num_labels} classes, {args.dtype}, {device}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}; median of {args.repeats}"
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+        + (f"; median of {args.repeats}" if args.what != "scene" else "")
     )
-    {"predict": time_prediction, "train": time_training}[args.what](args, device, dtype)
+    {"predict": time_prediction, "train": time_training, "scene": time_scene}[args.what](args, device, dtype)
 
 
 if __name__ == "__main__":
