@@ -48,7 +48,7 @@ class SceneRaster:
     """
 
     def __init__(self, source: str, bands: tuple[int, ...] | None = None, resample_to_m: float | None = None):
-        self.source = str(source)
+        self.source = source
         self._local, self._opened, self._lock = threading.local(), [], threading.Lock()
         raster = self._raster()
         self._check_kind(raster)

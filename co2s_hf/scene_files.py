@@ -8,6 +8,18 @@ from urllib.parse import urlsplit
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 
 
+def is_address(source: str) -> bool:
+    """Whether it is on the web, or in one of GDAL's other file systems."""
+    return "://" in source or source.startswith("/vsi")
+
+
+def scene_name(source: str) -> str:
+    """What to call a scene: the name of its file, without what an address may ask for, which can be a secret."""
+    if is_address(source):
+        return PurePosixPath(urlsplit(source).path).name
+    return Path(source).name
+
+
 def find_scenes(words: list[str]) -> dict[str, Path]:
     """The scenes that files, folders, patterns and addresses name.
 
@@ -25,7 +37,9 @@ def find_scenes(words: list[str]) -> dict[str, Path]:
     scenes: dict[str, Path] = {}
     for word in words:
         path = Path(word)
-        if path.is_dir():
+        if is_address(word):
+            found = {word: Path(Path(scene_name(word)).stem)}
+        elif path.is_dir():
             found = {
                 str(file): file.relative_to(path).with_suffix("")
                 for file in sorted(path.rglob("*"))
@@ -33,8 +47,6 @@ def find_scenes(words: list[str]) -> dict[str, Path]:
             }
         elif path.exists():
             found = {word: Path(path.stem)}
-        elif "://" in word or word.startswith("/vsi"):
-            found = {word: Path(PurePosixPath(urlsplit(word).path).stem)}
         elif ":" in word:
             found = {word: Path("_".join(Path(part.strip('"')).stem for part in word.split(":")[1:]))}
         else:

@@ -12,7 +12,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -32,9 +32,10 @@ except ImportError as error:
     raise ImportError(f"Scenes need more libraries ({error}): pip install 'co2s_hf[scenes]'.") from error
 from .figures import draw_scene_map, palette_or_default
 from .image_processing_co2s import Co2SImageProcessor
-from .inference import JoinedPiece, Window, WindowGrid, fused_logits, fused_students, joined_pieces
+from .inference import JoinedPiece, Window, WindowGrid, fused_logits, fused_students, joined_pieces, window_overlap
 from .modeling_co2s import Co2SForSemanticSegmentation
 from .reading import ImageRule
+from .scene_files import is_address, scene_name
 from .scene_settings import SceneSettings
 from .unfinished import UnfinishedMap
 
@@ -73,7 +74,7 @@ def segment_scene(
     crop_size: int | None = None,
     flip: bool = False,
     bands: tuple[int, int, int] | None = None,
-    scale: tuple[tuple[float, float], ...] | str | None = None,
+    scale: tuple[float, float] | tuple[tuple[float, float], ...] | str | None = None,
     resume: bool = False,
     show_progress: bool = True,
     **settings,
@@ -91,7 +92,7 @@ def segment_scene(
         crop_size: Side of the windows in pixels; the crops that the model was trained on when left out.
         flip: Average with the prediction for mirrored windows.
         bands: Numbers from 1 of the bands for red, green and blue. Left out: the checkpoint's; else all.
-        scale: (low, high) for all or each of the bands, which become 0 and 255; "percentiles" for the 2nd and 98th
+        scale: What becomes 0 and 255: (low, high) of all bands or a pair for each; "percentiles" for the 2nd and 98th
             of this scene. Left out: the checkpoint's.
         resume: Go on with the rows that an interrupted run has finished; a map that is complete stays as it is.
         show_progress: Show a bar with pixels per second and the time left.
@@ -106,17 +107,17 @@ def segment_scene(
         FileExistsError: There is a map already, or finished rows of one, and they are not to be continued.
         OSError: The destination cannot be written.
     """
-    settings, destination = SceneSettings(**settings), Path(destination)
+    settings, source, destination = SceneSettings(**settings), str(source), Path(destination)
     crop_size = crop_size or model.config.crop_size
     paths = _output_paths(destination, settings)
-    _check_destinations(str(source), paths, resume)
+    _check_destinations(source, paths, resume)
     if crop_size is None:
         raise ValueError("This model does not say on which crops it was trained. Pass `crop_size`.")
     if model.config.num_labels > NODATA:
         raise ValueError(f"The model has {model.config.num_labels} classes; a map in 8 bits shows {NODATA} at most.")
     rule = ImageRule.of_config(model.config)
     with rasterio.Env(**GDAL_OPTIONS), SceneRaster(source, bands or rule.bands, settings.resample_to) as scene:
-        rule = scene.image_rule(scale or rule.scale)
+        rule = scene.image_rule(_pairs(scale) or rule.scale)
         prediction = _Prediction(model, image_processor, scene, rule, settings, crop_size, flip)
         if paths["map"].exists():
             _check_complete(paths["map"], prediction.facts())
@@ -130,6 +131,12 @@ def segment_scene(
             found = outputs.write(paths)
         unfinished.remove()
         return found
+
+
+def _pairs(scale) -> tuple[tuple[float, float], ...] | str | None:
+    """One pair for all bands as [`ImageRule`] has it."""
+    is_one_pair = scale is not None and not isinstance(scale, str) and np.ndim(scale) == 1
+    return (tuple(scale),) if is_one_pair else scale
 
 
 def _output_paths(destination: Path, settings: SceneSettings) -> dict[str, Path]:
@@ -152,7 +159,7 @@ def _output_paths(destination: Path, settings: SceneSettings) -> dict[str, Path]
 def _check_destinations(source: str, paths: dict[str, Path], resume: bool):
     """Refuse to write over the scene, or over what is there already."""
     for path in reversed(paths.values()):
-        if Path(source).exists() and path.resolve() == Path(source).resolve():
+        if _is_local(source) and path.resolve() == Path(source).resolve():
             raise ValueError(f"'{path}' is the scene itself. Choose another destination.")
         if path.is_dir():
             raise IsADirectoryError(f"'{path}' is a folder; name a file.")
@@ -175,12 +182,12 @@ def _check_complete(path: Path, facts: dict):
 
 
 @contextmanager
-def _kept_if_worth(unfinished: UnfinishedMap, source: str | Path) -> Iterator[None]:
+def _kept_if_worth(unfinished: UnfinishedMap, source: str) -> Iterator[None]:
     """Where it fails, keep the finished rows to go on from; not of a file that is broken itself."""
     try:
         yield
     except Exception as error:
-        broken = isinstance(error, UnreadableScene) and Path(source).exists()
+        broken = isinstance(error, UnreadableScene) and _is_local(source)
         if broken or not unfinished.rows_done:
             unfinished.remove()
         else:
@@ -195,7 +202,8 @@ class _Prediction:
         self.model, self.image_processor, self.scene, self.rule = model, image_processor, scene, rule
         self.settings, self.flip = settings, flip
         self.students = fused_students(model.config)
-        self.grid = WindowGrid(scene.grid.height, scene.grid.width, crop_size, settings.overlap_px, settings.blend)
+        overlap_px = window_overlap(crop_size) if settings.overlap_px is None else settings.overlap_px
+        self.grid = WindowGrid(scene.grid.height, scene.grid.width, crop_size, overlap_px, settings.blend)
 
     def planes(self) -> dict[str, str]:
         """The type of each plane that is kept."""
@@ -206,11 +214,17 @@ class _Prediction:
 
     def facts(self) -> dict:
         """All that the pixels depend on."""
-        path, config, settings = Path(self.scene.source), self.model.config, self.settings
-        file = {"bytes": path.stat().st_size, "modified": path.stat().st_mtime} if path.is_file() else {}
+        source, config, settings = self.scene.source, self.model.config, self.settings
+        file = Path(source).stat() if _is_local(source) else None
         return {
-            "scene": {"name": path.name, **file},
-            "model": {"weights": _fingerprint(self.model), "dtype": str(self.model.dtype), "fusion": config.fusion},
+            "scene": {"name": scene_name(source)}
+            | ({"bytes": file.st_size, "modified": file.st_mtime} if file else {}),
+            "model": {
+                "weights": _fingerprint(self.model),
+                "dtype": str(self.model.dtype),
+                "device": self.model.device.type,
+                "fusion": config.fusion,
+            },
             "crop_size": self.grid.crop_size,
             "overlap_px": self.grid.overlap_px,
             "blend": settings.blend,
@@ -229,17 +243,20 @@ class _Prediction:
             return
         row, batch = self.grid.tops.index(done), self.settings.windows_per_batch
         first = self.grid.restart_row(row, batch)
-        windows = read_ahead(self._read, self.grid.windows(first), self.settings.num_readers, 2 * batch)
-        pieces = joined_pieces(self.model, self.grid, windows, self.students, batch, self.flip, first)
-        with tqdm(
+        bar = tqdm(
             total=total * self.grid.width,
             initial=done * self.grid.width,
             unit="px",
             unit_scale=True,
-            desc=Path(self.scene.source).name,
+            desc=scene_name(self.scene.source),
             disable=not show_progress,
-        ) as bar:
-            for piece in pieces:
+        )
+        # Closed here and now if anything fails: no thread may read on from a scene that is closed.
+        with (
+            bar,
+            closing(read_ahead(self._read, self.grid.windows(first), self.settings.num_readers, 2 * batch)) as windows,
+        ):
+            for piece in joined_pieces(self.model, self.grid, windows, self.students, batch, self.flip, first):
                 if piece.row < row:  # predicted again for what it says about the rows below
                     continue
                 if piece.columns.start == 0:
@@ -308,7 +325,8 @@ class _Outputs:
     def write(self, paths: dict[str, Path]) -> SceneMap:
         """Write every file beside the unfinished rows, then move all of them into place."""
         folder = self.unfinished.folder / "outputs"
-        folder.mkdir(exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        folder.mkdir()
         try:
             made = {name: folder / path.name for name, path in paths.items()}
             probabilities = [f"probability_{index}" for index in range(self.config.num_labels)]
@@ -419,6 +437,10 @@ def read_ahead(read: Callable[[T], R], places: Iterable[T], num_threads: int, ah
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _is_local(source: str) -> bool:
+    return not is_address(source) and Path(source).exists()
 
 
 def _fingerprint(model: torch.nn.Module) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from co2s_hf.scene_files import find_scenes, plan_maps, shared_out
+from co2s_hf.scene_files import find_scenes, plan_maps, scene_name, shared_out
 
 
 @pytest.fixture
@@ -18,6 +18,8 @@ def test_files_folders_patterns_and_addresses(folder):
     assert found == {"scenes/a.tif": "a", "scenes/b.JP2": "b", "scenes/deep/a.tif": "deep/a"}
     assert [str(name) for name in find_scenes(["scenes/notes.txt"]).values()] == ["notes"]  # GDAL knows more suffixes
     assert list(find_scenes(["scenes/*.tif"])) == ["scenes/a.tif"]
+    long = "https://example.org/long.tif?signature=" + 300 * "a"
+    assert [str(name) for name in find_scenes([long]).values()] == ["long"] and scene_name(long) == "long.tif"
     addresses = ["https://example.org/x/one.tif?token=a.b", "s3://bucket/two.tif", "/vsizip/a.zip/three.tif"]
     assert [str(name) for name in find_scenes(addresses).values()] == ["one", "two", "three"]
     assert str(find_scenes(['NETCDF:"cube.nc":rgb'])['NETCDF:"cube.nc":rgb']) == "cube_rgb"

@@ -148,7 +148,7 @@ def test_what_was_not_seen_is_nodata_and_disturbs_nobody(kind, tmp_path):
     elif kind == "alpha":
         values = np.concatenate([image, 255 * seen[None].astype(np.uint8)])
     elif kind == "nan":
-        values, scale = np.where(seen, image, np.nan).astype(np.float32), ((0, 255),)
+        values, scale = np.where(seen, image, np.nan).astype(np.float32), (0, 255)
     write_raster(tmp_path / "scene.tif", values, **profile)
     with rasterio.open(tmp_path / "scene.tif", "r+") as raster:
         if kind == "alpha":
@@ -186,7 +186,7 @@ def test_bands_and_depth(tmp_path):
     image = random_image(20, 30)
     sixteen = np.stack([image[0] * 0, image[2], image[1], image[0]]).astype(np.uint16) * 10
     write_raster(tmp_path / "scene.tif", sixteen, **PLACE)
-    segment(tmp_path / "scene.tif", tmp_path / "map.tif", bands=(4, 3, 2), scale=((0, 2550),))
+    segment(tmp_path / "scene.tif", tmp_path / "map.tif", bands=(4, 3, 2), scale=(0, 2550))
     assert np.array_equal(read(tmp_path / "map.tif")[0], truth(image)[0])
     own = Pixelwise()
     own.config.image_bands, own.config.image_scale = [4, 3, 2], [[0, 2550]]
