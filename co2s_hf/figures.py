@@ -1,5 +1,6 @@
 """What a run shows people: predictions beside the truth, and the course of the losses (matplotlib)."""
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,9 +114,16 @@ def draw_scene_map(
         path: Picture to write.
     """
     height, width = labels.shape
-    column = 4.5 * min(1.0, max(0.4, width / height))
-    figure = Figure(figsize=(3 * column + 0.8, column * min(height / width, 1.8) + 0.9), layout="constrained")
-    axes = figure.subplots(1, 3)
+    is_wide = width > 2.2 * height  # then one below the other
+    side = 9.0 if is_wide else 4.5
+    panel = side * min(1.0, max(width / height, 0.4)), side * min(max(height / width, 0.1), 1.6)
+    rows, columns = (3, 1) if is_wide else (1, 3)
+    names = {index: textwrap.shorten(text, 60, placeholder=" ...") for index, text in legend.items()}
+    across = max(columns * panel[0] + 0.8, 7.0)
+    num_columns = max(1, int(across / (0.085 * max(map(len, names.values()), default=1) + 0.7)))
+    below = 0.24 * -(-len(names) // num_columns) + 0.3
+    figure = Figure(figsize=(across, rows * (panel[1] + 0.35) + below), layout="constrained")
+    axes = figure.subplots(rows, columns)
     colors = np.where((labels < len(palette))[..., None], colorize(labels, palette), np.uint8(255))
     axes[0].imshow(image)
     axes[1].imshow(colors, interpolation="nearest")
@@ -124,8 +132,8 @@ def draw_scene_map(
         axis.set_title(title)
         axis.set_axis_off()
     figure.colorbar(shown, ax=axes[2], shrink=0.7)
-    handles = [Patch(color=palette[index] / 255, label=text) for index, text in legend.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(max(len(handles), 1), 3))
+    handles = [Patch(color=palette[index] / 255, label=text) for index, text in names.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(num_columns, max(len(handles), 1)))
     figure.savefig(path, dpi=150, format="png")
 
 

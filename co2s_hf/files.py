@@ -61,8 +61,10 @@ def written_file(path: str | Path) -> Iterator[Path]:
 
 def write_text(path: str | Path, text: str):
     """Write a small file; readers see the old content or the new one, never a part."""
-    with written_file(path) as temporary:
-        temporary.write_text(text)
+    with written_file(path) as temporary, temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or the move might outlive the content when the machine stops
 
 
 def write_json(path: str | Path, content: dict):

@@ -1,5 +1,6 @@
 """Where a raster lies, and how large its pixels are on the ground, whatever its coordinate system."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,9 @@ from rasterio.transform import from_gcps
 from rasterio.warp import transform as reproject
 
 
-CELL_PX = 64  # pixels whose area is taken to be the same: coordinate systems bend slowly
+# Side of the cells whose pixels are taken to have the same area: coordinate systems bend slowly.
+CELL_PX = 64
+CELL_M = 10_000
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,11 @@ class Place:
         down, across = self.height / height, self.width / width
         gcps = [GroundControlPoint(p.row / down, p.col / across, p.x, p.y, p.z, p.id, p.info) for p in self.gcps]
         transform = self.transform if self.gcps else self.transform @ Affine.scale(across, down)
-        return Place(height, width, transform, self.crs, gcps)
+        rpcs = copy.copy(self.rpcs)
+        if rpcs is not None:  # they count from the middle of the first pixel
+            rpcs.line_off, rpcs.samp_off = (rpcs.line_off + 0.5) / down - 0.5, (rpcs.samp_off + 0.5) / across - 0.5
+            rpcs.line_scale, rpcs.samp_scale = rpcs.line_scale / down, rpcs.samp_scale / across
+        return Place(height, width, transform, self.crs, gcps, rpcs)
 
     @property
     def profile(self) -> dict:
@@ -103,7 +110,9 @@ class Ground:
 
     def areas_m2(self, rows: slice) -> np.ndarray:
         """Area of every pixel of some rows, (rows, width), in square metres."""
-        down, across = _nodes(rows.start, rows.stop), _nodes(0, self.width)
+        cell_px = max(1, min(CELL_PX, int(CELL_M / max(self.pixel_size_m()))))
+        down, across = np.arange(rows.start, rows.stop, cell_px), np.arange(0, self.width, cell_px)
+        down, across = np.append(down, rows.stop), np.append(across, self.width)
         x, y = self._metres(*(values.ravel() for values in np.meshgrid(across, down)))
         x, y = x.reshape(len(down), -1), y.reshape(len(down), -1)
         # Half the cross product of a quadrangle's diagonals is its area.
@@ -121,7 +130,3 @@ class Ground:
     def _metres(self, columns: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x, y = reproject(self.crs, self.equal_area, *self._coordinates(columns, rows))
         return np.array(x), np.array(y)
-
-
-def _nodes(start: int, stop: int) -> np.ndarray:
-    return np.append(np.arange(start, stop, CELL_PX), stop)

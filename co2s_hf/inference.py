@@ -34,7 +34,7 @@ def load_for_prediction(
     """
     model = Co2SForSemanticSegmentation.from_pretrained(checkpoint, revision=revision)
     model.config.fusion = fusion or model.config.fusion
-    crop_size = crop_size or model.config.crop_size
+    crop_size = model.config.crop_size if crop_size is None else crop_size
     if crop_size is None:
         raise ValueError(f"{checkpoint} does not say on which crops it was trained. Pass --crop_size.")
     return model, Co2SImageProcessor.from_pretrained(checkpoint, revision=revision), crop_size
@@ -81,6 +81,8 @@ class WindowGrid:
     def __post_init__(self):
         if self.blend not in BLENDS:
             raise ValueError(f"`blend` is '{self.blend}'; choose one of {', '.join(BLENDS)}.")
+        if self.crop_size < 1:
+            raise ValueError(f"`crop_size` is {self.crop_size}; windows are at least 1 px wide.")
         if self.overlap_px is not None and not 0 <= self.overlap_px < self.crop_size:
             raise ValueError(
                 f"Windows of {self.crop_size} px that overlap by {self.overlap_px} px leave no step from one to the "
@@ -385,14 +387,15 @@ def segment_image(
         windows_per_batch: Windows that pass through the model together.
 
     Raises:
-        ValueError: The image is no 8-bit RGB, or no crop size is known.
+        ValueError: The image is no RGB of values from 0 to 255, or no crop size is known.
     """
-    crop_size = crop_size or model.config.crop_size
+    crop_size = model.config.crop_size if crop_size is None else crop_size
     if crop_size is None:
         raise ValueError("This model does not say on which crops it was trained. Pass `crop_size`.")
     if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] not in (1, 3):
         raise ValueError(f"`image` has the shape {image.shape}; expected (height, width, 3), or 1 band of grey.")
-    pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]
+    layout = "channels_last" if np.ndim(image) == 3 else None
+    pixel_values = image_processor(image, input_data_format=layout, return_tensors="pt")["pixel_values"]
     size = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
     students = fused_students(model.config)
     logits = sliding_window_logits(

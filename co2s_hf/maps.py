@@ -7,6 +7,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.shutil import copy
@@ -61,11 +62,13 @@ def write_map(
     plain = path.with_name(f"plain-{path.name}") if cog else path
     overview = Resampling.average if palette is None else Resampling.mode
     nodata = NODATA if dtype == "uint8" else float("nan")
-    predictor = {} if palette is not None else {"predictor": 2 if dtype == "uint8" else 3}
+    # Scores are no colours, though they may be three or four bands of 8 bits.
+    look = {} if palette is not None else {"predictor": 2 if dtype == "uint8" else 3}
+    plain_look = look if palette is not None else look | {"photometric": "minisblack", "alpha": "no"}
     layout = {"tiled": True, "blockxsize": TILE_PX, "blockysize": TILE_PX, "interleave": "band"}
     kind = {"driver": "GTiff", "count": len(bands), "dtype": dtype, "nodata": nodata, "bigtiff": "IF_SAFER"}
     try:
-        with rasterio.open(plain, "w", **kind, **layout, compress="deflate", **predictor, **place.profile) as raster:
+        with rasterio.open(plain, "w", **kind, **layout, compress="deflate", **plain_look, **place.profile) as raster:
             raster.update_tags(**tags)
             for number, band in enumerate(bands, start=1):
                 raster.set_band_description(number, band.name)
@@ -78,10 +81,10 @@ def write_map(
         with rasterio.open(plain, "r+") as raster:
             raster.build_overviews(_overview_factors(place), overview)
         if cog:
-            copy(plain, path, driver="COG", blocksize=TILE_PX, compress="deflate", bigtiff="IF_SAFER", **predictor)
+            copy(plain, path, driver="COG", blocksize=TILE_PX, compress="deflate", bigtiff="IF_SAFER", **look)
             plain.unlink()
         _check(path, bands, place)
-    except RasterioError as error:
+    except (RasterioError, CPLE_BaseError) as error:
         raise OSError(f"'{path.name}' could not be written: {error.__cause__ or error}. Is the disk full?") from error
 
 
@@ -90,7 +93,8 @@ def write_class_names(path: Path, names: Sequence[str]):
     categories = "".join(f"\n      <Category>{escape(name)}</Category>" for name in names)
     path.write_text(
         f'<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>{categories}\n    </CategoryNames>\n'
-        "  </PAMRasterBand>\n</PAMDataset>\n"
+        "  </PAMRasterBand>\n</PAMDataset>\n",
+        encoding="utf-8",
     )
 
 
@@ -113,12 +117,20 @@ def _overview_factors(place: Place) -> list[int]:
 
 def _check(path: Path, bands: Sequence[MapBand], place: Place):
     """Compare the file with what it should hold: GDAL says nothing of some writes that fail when a file is closed."""
+    not_whole = OSError(f"'{path.name}' was not written whole. Is the disk full?")
     with rasterio.open(path) as raster:
+        if any(raster.overviews(number) != _overview_factors(place) for number in raster.indexes):
+            raise not_whole
         for number, band in enumerate(bands, start=1):
             for rows in strips(place.height):
                 found = raster.read(number, window=Window(0, rows.start, place.width, _length(rows)))
                 if not np.array_equal(found, band.read(rows), equal_nan=found.dtype.kind == "f"):
-                    raise OSError(f"'{path.name}' was not written whole. Is the disk full?")
+                    raise not_whole
+    for level in range(len(_overview_factors(place))):
+        with rasterio.open(path, overview_level=level) as overview:
+            for number in overview.indexes:
+                for rows in strips(overview.height):
+                    overview.read(number, window=Window(0, rows.start, overview.width, _length(rows)))
 
 
 def _length(rows: slice) -> int:

@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import os
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from .ground import Place
 
 
 GDAL_DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON"}
+LAYER = "objects"
 STRIP_ROWS = 256  # rows that are outlined at a time
 BATCH = 2048  # objects that are written at a time
 SCHEMA = pa.schema(
@@ -199,18 +203,37 @@ def write_polygons(
     write = _write_parquet if path.suffix == ".parquet" else _write_with_gdal
     try:
         with written_file(path) as target:
-            write(target, batches(), place.crs, layer=path.stem)
-    except (DataSourceError, DataLayerError, pa.ArrowException, RuntimeError) as error:
+            write(target, batches(), place.crs)
+            if not _is_whole(target, count):
+                raise OSError(f"'{path}' was not written whole. Is the disk full?")
+    except (DataSourceError, DataLayerError, pa.ArrowException, RuntimeError, sqlite3.Error) as error:
         raise failures[0] if failures else OSError(f"'{path}' cannot be written: {error}") from error
     return count
 
 
-def _write_with_gdal(target: Path, batches: Iterator[pa.RecordBatch], crs: CRS, layer: str):
+def _is_whole(target: Path, count: int) -> bool:
+    """Whether all is there: GDAL says nothing of some writes that fail when a file is closed."""
+    if target.suffix == ".geojson":
+        with target.open("rb") as file:
+            file.seek(-min(16, target.stat().st_size), os.SEEK_END)
+            return b"".join(file.read().split()).endswith(b"]}")
+    if target.suffix == ".gpkg":
+        with closing(sqlite3.connect(target)) as database:
+            tables = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            extensions = database.execute("SELECT extension_name FROM gpkg_extensions").fetchall()
+            found = [
+                database.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables if name == LAYER
+            ]
+        return found == [count] and ("gpkg_rtree_index",) in extensions
+    return True  # pyarrow does say
+
+
+def _write_with_gdal(target: Path, batches: Iterator[pa.RecordBatch], crs: CRS):
     driver = GDAL_DRIVERS[target.suffix]
     pyogrio.write_arrow(
         pa.RecordBatchReader.from_batches(SCHEMA, batches),
         target,
-        layer=layer,
+        layer=LAYER,
         driver=driver,
         geometry_name="geometry",
         geometry_type="Polygon",
@@ -219,7 +242,7 @@ def _write_with_gdal(target: Path, batches: Iterator[pa.RecordBatch], crs: CRS, 
     )
 
 
-def _write_parquet(target: Path, batches: Iterator[pa.RecordBatch], crs: CRS, layer: str):
+def _write_parquet(target: Path, batches: Iterator[pa.RecordBatch], crs: CRS):
     geometry = {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": crs.to_dict(projjson=True)}
     facts = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
     with parquet.ParquetWriter(target, SCHEMA.with_metadata({"geo": json.dumps(facts)})) as writer:

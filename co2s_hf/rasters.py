@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
@@ -63,11 +64,16 @@ class SceneRaster:
             )
         alpha = [number for number, kind in zip(raster.indexes, raster.colorinterp) if kind == ColorInterp.alpha]
         self.bands = bands or tuple(number for number in raster.indexes if number not in alpha)
-        if max(self.bands) > raster.count:
-            raise UnreadableScene(f"{self.held()}; there is no band {max(self.bands)}. See --bands.")
-        flags = [raster.mask_flag_enums[number - 1] for number in self.bands]
-        all_valid = all(flag == [MaskFlags.all_valid] for flag in flags)
-        self._has_mask = not all_valid and not set(self.bands) & set(alpha)
+        if not self.bands:
+            raise UnreadableScene(f"{self.source} has no bands but transparency.")
+        if unknown := [number for number in self.bands if number not in raster.indexes]:
+            raise UnreadableScene(f"{self.source} holds {self.held()}There is no band {unknown[0]}. See --bands.")
+        # A band that is asked for as a colour is no transparency, whatever GDAL calls it.
+        without = MaskFlags.alpha if set(self.bands) & set(alpha) else MaskFlags.all_valid
+        self._has_mask = any(
+            flags != [MaskFlags.all_valid] and without not in flags
+            for flags in (raster.mask_flag_enums[number - 1] for number in self.bands)
+        )
         self.dtype = np.result_type(*(raster.dtypes[number - 1] for number in self.bands))
         self.grid = self.place
         if resample_to_m is not None:
@@ -104,9 +110,12 @@ class SceneRaster:
             ValueError: The bands would not become three of 8 bits; the error lists all that the scene has.
         """
         if scale == "percentiles":
-            values, valid = self.sample(SAMPLE_PX)
+            shape = (len(self.bands), *self.sample_shape(SAMPLE_PX))
+            with self._told():
+                values = self._raster().read(list(self.bands), out_shape=shape, masked=True)
+            values = values.astype(np.float32).filled(np.nan).reshape(len(self.bands), -1)
             try:
-                scale = percentile_ranges(np.where(valid, values.astype(np.float32), np.nan).reshape(len(values), -1))
+                scale = percentile_ranges(np.where(np.isfinite(values), values, np.nan))
             except ValueError as error:
                 raise ValueError(f"{self.source}: {error}") from error
         rule = ImageRule(self.bands, scale)
@@ -140,9 +149,10 @@ class SceneRaster:
     def valid(self, rows: slice) -> np.ndarray:
         """Which pixels of some rows of the scene's own grid were seen, boolean (rows, width)."""
         shape = (rows.stop - rows.start, self.place.width)
-        if self._has_mask or self.dtype.kind == "f":
-            return self._read(Window(0, rows.start, shape[1], shape[0]), shape, Resampling.nearest)[1]
-        return np.ones(shape, dtype=bool)
+        window = Window(0, rows.start, shape[1], shape[0])
+        if self.dtype.kind == "f":
+            return self._read(window, shape, Resampling.nearest)[1]
+        return self._seen(window, shape, Resampling.nearest)
 
     def sample_shape(self, side_px: int) -> tuple[int, int]:
         """(height, width) of the whole scene with so many pixels along its longer side, if it has them."""
@@ -159,12 +169,23 @@ class SceneRaster:
         how = {"window": window, "out_shape": (len(self.bands), *shape), "resampling": resampling}
         with self._told():
             values = self._raster().read(list(self.bands), **how)
-            valid = np.ones(shape, dtype=bool)
-            if self._has_mask:  # a pixel was seen if any of its bands was
-                valid = (self._raster().read_masks(list(self.bands), **how) > 0).any(axis=0)
+        valid = self._seen(window, shape, resampling)
         if self.dtype.kind == "f":
             valid &= np.isfinite(values).all(axis=0)
         return values, valid
+
+    def _seen(self, window: Window, shape: tuple[int, int], resampling: Resampling) -> np.ndarray:
+        """What nodata, masks and transparency leave, boolean.
+
+        A whole number that stands for nodata (0, 255) may also occur in a band of what was seen, so all bands must
+        have it; one of floating point does not, so any band will do.
+        """
+        if not self._has_mask:
+            return np.ones(shape, dtype=bool)
+        how = {"window": window, "out_shape": (len(self.bands), *shape), "resampling": resampling}
+        with self._told():
+            masks = self._raster().read_masks(list(self.bands), **how) > 0
+        return masks.all(axis=0) if self.dtype.kind == "f" else masks.any(axis=0)
 
     def _raster(self) -> rasterio.DatasetReader:
         """This thread's."""
@@ -178,8 +199,9 @@ class SceneRaster:
     @contextmanager
     def _told(self) -> Iterator[None]:
         try:
-            yield
-        except RasterioError as error:
+            with rasterio.Env(**GDAL_OPTIONS):  # in threads, too
+                yield
+        except (RasterioError, CPLE_BaseError) as error:
             reason = error.__cause__ or error
             raise UnreadableScene(f"{self.source} cannot be read: {reason}. Is it whole, and a raster?") from error
 

@@ -20,6 +20,10 @@ def scene_name(source: str) -> str:
     return Path(source).name
 
 
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def find_scenes(words: list[str]) -> dict[str, Path]:
     """The scenes that files, folders, patterns and addresses name.
 
@@ -43,14 +47,15 @@ def find_scenes(words: list[str]) -> dict[str, Path]:
             found = {
                 str(file): file.relative_to(path).with_suffix("")
                 for file in sorted(path.rglob("*"))
-                if file.suffix.lower() in RASTER_SUFFIXES and file.is_file()
+                if file.suffix.lower() in RASTER_SUFFIXES and file.is_file() and not _is_hidden(file.relative_to(path))
             }
         elif path.exists():
-            found = {word: Path(path.stem)}
+            found = {str(path): Path(path.stem)}
         elif ":" in word:
             found = {word: Path("_".join(Path(part.strip('"')).stem for part in word.split(":")[1:]))}
         else:
-            found = {file: Path(Path(file).stem) for file in sorted(glob.glob(word, recursive=True))}
+            files = (Path(file) for file in sorted(glob.glob(word, recursive=True)))
+            found = {str(file): Path(file.stem) for file in files if file.is_file()}
         if not found:
             kinds = ", ".join(RASTER_SUFFIXES)
             remedy = f"no file ends in {kinds}" if path.is_dir() else "there is no such file"
@@ -71,14 +76,13 @@ def plan_maps(words: list[str], output: str | Path) -> dict[str, Path]:
             run would take the maps for scenes.
     """
     scenes, output = find_scenes(words), Path(output)
-    if output.suffix.lower() in (".tif", ".tiff"):
-        if len(scenes) > 1:
-            raise ValueError(f"--output '{output}' is one file for {len(scenes)} scenes; name a folder.")
-        return dict.fromkeys(scenes, output)
+    is_file = output.suffix.lower() in (".tif", ".tiff")
+    if is_file and len(scenes) > 1:
+        raise ValueError(f"--output '{output}' is one file for {len(scenes)} scenes; name a folder.")
     for folder in (Path(word) for word in words if Path(word).is_dir()):
         if output.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"--output '{output}' lies inside '{folder}': the next run would take maps for scenes.")
-    return {scene: output / f"{name}.tif" for scene, name in scenes.items()}
+    return {scene: output if is_file else output / f"{name}.tif" for scene, name in scenes.items()}
 
 
 def shared_out(maps: dict[str, Path], num_processes: int) -> list[dict[str, Path]]:

@@ -47,6 +47,7 @@ class SceneSettings:
 
     def check_scene(self):
         """Refuse values that cannot work, before anything is read."""
+        self.vector = None if self.vector is None else str(self.vector)
         for name in ("windows_per_batch", "num_readers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it is at least 1.")
@@ -62,7 +63,9 @@ class SceneSettings:
         for name, choices in (("blend", BLENDS), ("output_grid", OUTPUT_GRIDS), ("score_dtype", SCORE_DTYPES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"There is no --{name} '{getattr(self, name)}'; choose {' or '.join(choices)}.")
-        if self.vector is not None and not self.vector.endswith(VECTOR_SUFFIXES):
+        if self.score_dtype != "uint8" and not (self.save_confidence or self.save_probabilities):
+            raise ValueError(f"--score_dtype {self.score_dtype} goes with --save_confidence or --save_probabilities.")
+        if self.vector is not None and (self.vector_path(Path("map")).suffix not in VECTOR_SUFFIXES):
             raise ValueError(f"--vector is '{self.vector}'; it ends in .gpkg, .geojson or .parquet.")
 
     def vector_path(self, destination: Path) -> Path | None:

@@ -37,7 +37,7 @@ from .modeling_co2s import Co2SForSemanticSegmentation
 from .reading import ImageRule
 from .scene_files import is_address, scene_name
 from .scene_settings import SceneSettings
-from .unfinished import UnfinishedMap
+from .unfinished import UnfinishedMap, unfinished_folder
 
 
 T = TypeVar("T")
@@ -108,19 +108,20 @@ def segment_scene(
         OSError: The destination cannot be written.
     """
     settings, source, destination = SceneSettings(**settings), str(source), Path(destination)
-    crop_size = crop_size or model.config.crop_size
+    crop_size = model.config.crop_size if crop_size is None else crop_size
     paths = _output_paths(destination, settings)
     _check_destinations(source, paths, resume)
+    scale = _pairs(scale)
     if crop_size is None:
         raise ValueError("This model does not say on which crops it was trained. Pass `crop_size`.")
     if model.config.num_labels > NODATA:
         raise ValueError(f"The model has {model.config.num_labels} classes; a map in 8 bits shows {NODATA} at most.")
     rule = ImageRule.of_config(model.config)
     with rasterio.Env(**GDAL_OPTIONS), SceneRaster(source, bands or rule.bands, settings.resample_to) as scene:
-        rule = scene.image_rule(_pairs(scale) or rule.scale)
+        rule = scene.image_rule(scale or rule.scale)
         prediction = _Prediction(model, image_processor, scene, rule, settings, crop_size, flip)
         if paths["map"].exists():
-            _check_complete(paths["map"], prediction.facts())
+            _check_complete(paths, prediction.facts() | _output_facts(settings))
             return None
         unfinished = UnfinishedMap(
             destination, scene.grid.height, scene.grid.width, prediction.planes(), prediction.facts(), resume
@@ -134,9 +135,17 @@ def segment_scene(
 
 
 def _pairs(scale) -> tuple[tuple[float, float], ...] | str | None:
-    """One pair for all bands as [`ImageRule`] has it."""
-    is_one_pair = scale is not None and not isinstance(scale, str) and np.ndim(scale) == 1
-    return (tuple(scale),) if is_one_pair else scale
+    """A scale as [`ImageRule`] has it, or "percentiles".
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if scale is None or (isinstance(scale, str) and scale == "percentiles"):
+        return scale
+    pairs = () if isinstance(scale, str) else (tuple(scale),) if np.ndim(scale) == 1 else tuple(map(tuple, scale))
+    if len(pairs) not in (1, 3) or not all(len(pair) == 2 and pair[0] < pair[1] for pair in pairs):
+        raise ValueError(f"`scale` is {scale}; give (low, high), three of these, or 'percentiles'.")
+    return pairs
 
 
 def _output_paths(destination: Path, settings: SceneSettings) -> dict[str, Path]:
@@ -157,18 +166,23 @@ def _output_paths(destination: Path, settings: SceneSettings) -> dict[str, Path]
 
 
 def _check_destinations(source: str, paths: dict[str, Path], resume: bool):
-    """Refuse to write over the scene, or over what is there already."""
+    """Refuse to write over the scene, or over what is there already and not of a run that goes on."""
+    goes_on = resume and (paths["map"].exists() or unfinished_folder(paths["map"]).exists())
     for path in reversed(paths.values()):
         if _is_local(source) and path.resolve() == Path(source).resolve():
             raise ValueError(f"'{path}' is the scene itself. Choose another destination.")
         if path.is_dir():
             raise IsADirectoryError(f"'{path}' is a folder; name a file.")
-        if path.exists() and not resume:
+        path.parent.mkdir(parents=True, exist_ok=True)  # or it fails after hours
+        if path.exists() and not goes_on:
             raise FileExistsError(f"'{path}' exists already. Choose another destination, or remove it.")
 
 
-def _check_complete(path: Path, facts: dict):
-    """A map that is there was made in the same way."""
+def _check_complete(paths: dict[str, Path], facts: dict):
+    """A map that is there was made in the same way, and has all that is asked for."""
+    path = paths["map"]
+    if missing := [str(other) for other in paths.values() if not other.exists()]:
+        raise FileExistsError(f"'{path}' is complete, without '{missing[0]}'. Remove it to have all of them made.")
     with rasterio.open(path) as raster:
         made = raster.tags()
     differing = [
@@ -187,7 +201,8 @@ def _kept_if_worth(unfinished: UnfinishedMap, source: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        broken = isinstance(error, UnreadableScene) and _is_local(source)
+        # A mosaic's parts may be elsewhere, and come back.
+        broken = isinstance(error, UnreadableScene) and _is_local(source) and not source.lower().endswith(".vrt")
         if broken or not unfinished.rows_done:
             unfinished.remove()
         else:
@@ -225,6 +240,7 @@ class _Prediction:
                 "device": self.model.device.type,
                 "fusion": config.fusion,
             },
+            "normalization": (self.image_processor.image_mean, self.image_processor.image_std),
             "crop_size": self.grid.crop_size,
             "overlap_px": self.grid.overlap_px,
             "blend": settings.blend,
@@ -287,6 +303,10 @@ class _Prediction:
         logits = (piece.sums / torch.where(valid, piece.weights, 1)).chunk(len(self.students))
         logits = {name: part[None] for name, part in zip(self.students, logits)}
         probabilities = fused_logits(logits, self.model.config.fusion, tuple(valid.shape)).softmax(dim=0)
+        if not probabilities.isfinite().all():
+            raise ValueError(
+                "The model's logits are not finite (NaN or infinite): its weights or precision are wrong."
+            )
         confidence, labels = probabilities.max(dim=0)
         scores = {"confidence": confidence}
         if self.settings.save_probabilities:
@@ -347,8 +367,11 @@ class _Outputs:
             shutil.rmtree(folder, ignore_errors=True)
         return found
 
-    def rows(self, name: str) -> Callable[[slice], np.ndarray]:
-        """A function that reads rows of a plane in the pixels of the output: the nearest where they are others."""
+    def rows(self, name: str, is_masked: bool = True) -> Callable[[slice], np.ndarray]:
+        """A function that reads rows of a plane in the pixels of the output: the nearest where they are others.
+
+        What was seen is then read from the scene again, for the output's pixels, unless it is not to be masked.
+        """
         grid, nodata = self.scene.grid, _nodata_of(self.unfinished.planes[name])
         if self.place is grid:
             return lambda rows: self.unfinished.read(name, rows)
@@ -359,7 +382,8 @@ class _Outputs:
             nearest = ((np.arange(rows.start, rows.stop) + 0.5) / down).astype(int)
             values = self.unfinished.read(name, slice(nearest[0], nearest[-1] + 1))
             values = values[nearest - nearest[0]][:, columns]
-            values[~self.scene.valid(rows)] = nodata
+            if is_masked:
+                values[~self.scene.valid(rows)] = nodata
             return values
 
         return read
@@ -371,9 +395,9 @@ class _Outputs:
 
     def _tags(self) -> dict[str, str]:
         """The scene's own, what the map was made with, and the classes' names."""
-        about_values = ("STATISTICS_", "TIFFTAG_MINSAMPLEVALUE", "TIFFTAG_MAXSAMPLEVALUE")
-        tags = {name: value for name, value in self.scene.tags.items() if not name.startswith(about_values)}
-        tags |= _as_tags(self.unfinished.settings)
+        own = ("STATISTICS_", "TIFFTAG_MINSAMPLEVALUE", "TIFFTAG_MAXSAMPLEVALUE", "CO2S_", "CLASS_")  # not the map's
+        tags = {name: value for name, value in self.scene.tags.items() if not name.startswith(own)}
+        tags |= _as_tags(self.unfinished.settings | _output_facts(self.settings))
         return tags | {f"CLASS_{index}": name for index, name in enumerate(self.names)}
 
     def _measured(self, paths: dict[str, Path]) -> SceneMap:
@@ -396,10 +420,10 @@ class _Outputs:
         columns = ((np.arange(width) + 0.5) * self.place.width / width).astype(int)
 
         def thinned(name: str) -> np.ndarray:
-            read = self.rows(name)
+            read = self.rows(name, is_masked=False)
             return np.stack([read(slice(row, row + 1))[0, columns] for row in rows])
 
-        labels, confidence = thinned("labels"), _probabilities(thinned("confidence"))
+        labels, confidence = np.where(valid, thinned("labels"), NODATA), _probabilities(thinned("confidence"))
         confidence = np.where(labels == NODATA, np.nan, confidence)
         draw_scene_map(image, labels, confidence, self._legend(found), self.palette, path)
 
@@ -450,6 +474,12 @@ def _fingerprint(model: torch.nn.Module) -> str:
         values = tensor.detach().flatten()[:1024].cpu().contiguous().view(torch.uint8)
         checksum = zlib.crc32(values.numpy().tobytes(), zlib.crc32(name.encode(), checksum))
     return f"{checksum:08x}"
+
+
+def _output_facts(settings: SceneSettings) -> dict:
+    """All else that the finished files depend on."""
+    names = ("output_grid", "cog", "min_area_m2", "simplify_m")
+    return {name: getattr(settings, name) for name in names}
 
 
 def _as_tags(facts: dict) -> dict[str, str]:

@@ -10,6 +10,11 @@ import numpy as np
 from .files import write_json
 
 
+def unfinished_folder(destination: Path) -> Path:
+    """Where a map is made."""
+    return destination.with_name(f".{destination.name}.unfinished")
+
+
 class UnfinishedMap:
     """Planes of pixels that fill from the top, in a hidden folder beside the place where the map is going to appear.
 
@@ -38,21 +43,29 @@ class UnfinishedMap:
         settings: dict,
         resume: bool = False,
     ):
-        self.folder = destination.with_name(f".{destination.name}.unfinished")
+        self.folder = unfinished_folder(destination)
         self.height, self.width, self.settings = height, width, settings
         self.planes = {name: np.dtype(dtype) for name, dtype in planes.items()}
         self.rows_done, self._progress = 0, self.folder / "progress.json"
-        if self._progress.exists():
-            self._continue(resume)
+        found = self._found()
+        if found is not None and found["rows_done"]:
+            self._continue(found, resume)
         else:
             self._begin()
 
-    def _continue(self, resume: bool):
+    def _found(self) -> dict | None:
+        try:
+            return json.loads(self._progress.read_text())
+        except FileNotFoundError:
+            return None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"'{self._progress}' is damaged ({error}). Remove its folder to begin anew.") from error
+
+    def _continue(self, found: dict, resume: bool):
         if not resume:
             raise FileExistsError(
                 f"An interrupted run left finished rows in '{self.folder}'. Go on with --resume, or remove them."
             )
-        found = json.loads(self._progress.read_text())
         before, now = found["settings"], json.loads(json.dumps(self.settings))
         differing = [
             f"{name} was {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]

@@ -2,11 +2,13 @@
 
 import atexit
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from local_hub import TOKEN, LocalHub
@@ -108,6 +110,17 @@ def write_raster(path: Path, values: np.ndarray, **profile) -> Path:
     with rasterio.open(path, "w", **profile) as raster:
         raster.write(values)
     return path
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """A disk that is full: what is written beyond so many bytes of any file fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import pytest
 from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
+from rasterio.rpc import RPC
 
 from co2s_hf.ground import Ground, Place
 
@@ -39,6 +40,10 @@ def test_areas_in_degrees_are_those_of_the_ellipsoid():
     top, bottom = place.ground().areas_m2(slice(0, 1)), place.ground().areas_m2(slice(999, 1000))
     assert top.sum() < bottom.sum()  # nearer to the pole
 
+    wide = Place(120, 240, Affine(0.25, 0, 10, 0, -0.25, 61), CRS.from_epsg(4326))
+    expected = (zone(61) - zone(31)) * 60 / 360
+    assert wide.ground().areas_m2(slice(0, 120)).sum() == pytest.approx(expected, rel=1e-4)
+
 
 def test_a_coarser_grid_covers_the_same_ground():
     points = (GroundControlPoint(0, 0, 10, 50), GroundControlPoint(0, 90, 11, 50), GroundControlPoint(60, 0, 10, 49))
@@ -47,6 +52,13 @@ def test_a_coarser_grid_covers_the_same_ground():
     assert [(p.row, p.col, p.x, p.y) for p in coarse.gcps] == [(0, 0, 10, 50), (0, 45, 11, 50), (20, 0, 10, 49)]
     fine, rough = (np.sum(grid.ground().areas_m2(slice(0, grid.height))) for grid in (place, coarse))
     assert rough == pytest.approx(fine, rel=1e-4)
+    camera = RPC(
+        height_off=0, height_scale=1, lat_off=25, lat_scale=1, line_den_coeff=[1], line_num_coeff=[1], line_off=29.5,
+        line_scale=30, long_off=55, long_scale=1, samp_den_coeff=[1], samp_num_coeff=[1], samp_off=44.5, samp_scale=45,
+    )  # fmt: skip
+    found = Place(60, 90, Affine.identity(), None, (), camera).on_grid(20, 45).rpcs
+    assert (found.line_off, found.line_scale, found.samp_off, found.samp_scale) == (9.5, 10, 22, 22.5)
+    assert camera.line_off == 29.5
     plain = Place(60, 90, Affine(1, 0, 5, 0, -1, 9), CRS.from_epsg(32640)).on_grid(20, 45)
     assert plain.transform == Affine(2, 0, 5, 0, -3, 9) and (plain.height, plain.width) == (20, 45)
 

@@ -126,6 +126,11 @@ def test_segment_image_is_the_fused_prediction(model):
     assert np.array_equal(found.confidence, expected.max(axis=0)) and found.labels.dtype == np.uint8
     halved = Co2SImageProcessor.from_model_config(model.config, do_resize=True, size={"height": 15, "width": 20})
     assert segment_image(model, halved, image, crop_size=16).labels.shape == (30, 41)
+    thin = image[:3]  # three rows are no three bands
+    assert np.array_equal(
+        segment_image(model, image_processor, thin, crop_size=16).probabilities,
+        segment_image(model, image_processor, Image.fromarray(thin), crop_size=16).probabilities,
+    )
     with pytest.raises(ValueError, match="on which crops it was trained"):
         segment_image(model, image_processor, image)
     with pytest.raises(ValueError, match=r"shape \(3, 30, 41\); expected \(height, width, 3\)"):

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from conftest import no_file_larger_than
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags
 
 from co2s_hf import maps
 from co2s_hf.ground import Place
@@ -34,6 +36,28 @@ def test_floating_point_scores(tmp_path):
     with rasterio.open(tmp_path / "map.tif") as raster:
         assert np.array_equal(raster.read(), scores, equal_nan=True) and np.isnan(raster.nodata)
         assert raster.descriptions == ("land", "road") and raster.scales == (1, 1)
+
+
+def test_four_scores_are_no_colours(tmp_path):
+    scores = np.zeros((600, 530), dtype=np.uint8)
+    bands = [MapBand(name, lambda rows: scores[rows]) for name in "abcd"]
+    for cog in (False, True):
+        write_map(tmp_path / "map.tif", bands, "uint8", PLACE, {}, cog=cog)
+        with rasterio.open(tmp_path / "map.tif") as raster:
+            assert not {ColorInterp.red, ColorInterp.alpha} & set(raster.colorinterp)
+            assert not any(MaskFlags.alpha in flags for flags in raster.mask_flag_enums)
+
+
+@pytest.mark.parametrize("missing_bytes", [1, 2_000, 10_000, 60_000])
+@pytest.mark.parametrize("cog", [False, True])
+def test_a_file_that_is_cut_short_is_an_error(missing_bytes, cog, tmp_path):
+    """Whether pixels, overviews or the directory of tiles did not fit: GDAL does not always say so."""
+    labels = np.random.default_rng(0).integers(0, 2, (600, 530), dtype=np.uint8)
+    bands = [MapBand("class", lambda rows: labels[rows])]
+    write_map(tmp_path / "map.tif", bands, "uint8", PLACE, {}, PALETTE, cog)
+    size = (tmp_path / "map.tif").stat().st_size
+    with no_file_larger_than(size - missing_bytes), pytest.raises(OSError, match=r"Is the disk full\?"):
+        write_map(tmp_path / "map.tif", bands, "uint8", PLACE, {}, PALETTE, cog)
 
 
 def test_what_reads_back_differently_is_an_error(tmp_path):

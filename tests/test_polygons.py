@@ -5,6 +5,7 @@ import pyogrio
 import pytest
 import shapely
 from affine import Affine
+from conftest import no_file_larger_than
 from pyarrow import parquet
 from rasterio.crs import CRS
 from rasterio.features import shapes
@@ -116,6 +117,20 @@ def test_simplified_outlines_have_fewer_corners(tmp_path):
         corners.append(shapely.get_num_coordinates(geometries).sum())
         assert shapely.area(geometries).sum() == pytest.approx(900, rel=0.05)
     assert corners[0] > 100 > 20 > corners[1]
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".parquet"])
+@pytest.mark.parametrize("missing_bytes", [3, 5_000])
+def test_a_file_that_is_cut_short_is_an_error(suffix, missing_bytes, tmp_path):
+    labels = blobs(100, 100)
+    place = Place(100, 100, Affine(1, 0, 500_000, 0, -1, 2_780_000), CRS.from_epsg(32640))
+    path = tmp_path / f"objects{suffix}"
+    write_polygons(path, map_objects(100, reader(labels)[0], NODATA), place, NAMES)
+    size = path.stat().st_size
+    path.unlink()
+    with no_file_larger_than(size - missing_bytes), pytest.raises(OSError, match=r"written|too large|space"):
+        write_polygons(path, map_objects(100, reader(labels)[0], NODATA), place, NAMES)
+    assert not path.exists()
 
 
 def test_a_place_that_cannot_be_written(tmp_path):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import rasterio
 from affine import Affine
 from conftest import write_raster
 
@@ -35,8 +36,24 @@ def test_bands_that_are_asked_for_are_data_even_where_they_are_called_transparen
     with SceneRaster(str(tmp_path / "scene.tif"), bands=(4, 1, 2)) as scene:
         found, seen = scene.read(slice(0, 10), slice(0, 12))
         assert np.array_equal(found, values[[3, 0, 1]]) and seen.all()
+    with rasterio.open(tmp_path / "scene.tif", "r+") as raster:
+        raster.nodata = 255
+    with SceneRaster(str(tmp_path / "scene.tif"), bands=(4, 1, 2)) as scene:  # other masks hold, though
+        assert np.array_equal(scene.valid(slice(0, 10)), (values[[3, 0, 1]] != 255).any(axis=0))
+    write_raster(tmp_path / "scene.tif", values, **PLACE, photometric="rgb", alpha="yes")
     with SceneRaster(str(tmp_path / "scene.tif")) as scene:
         assert scene.bands == (1, 2, 3) and np.array_equal(scene.valid(slice(2, 7)), values[3, 2:7] > 0)
+
+
+def test_percentiles_leave_each_bands_nodata_out(tmp_path):
+    values = np.random.default_rng(0).uniform(50, 2500, (3, 40, 50)).astype(np.float32)
+    values[0, :8], values[1, 20:, :10] = -9999, np.inf
+    write_raster(tmp_path / "scene.tif", values, **PLACE, nodata=-9999)
+    with SceneRaster(str(tmp_path / "scene.tif")) as scene:
+        found = scene.image_rule("percentiles").scale
+    for (low, high), band in zip(found, values):
+        seen = band[np.isfinite(band) & (band != -9999)]
+        assert (low, high) == pytest.approx(tuple(np.percentile(seen, (2, 98))), rel=1e-5)
 
 
 def test_scenes_that_tell_no_metres_are_not_resampled(tmp_path):
@@ -44,5 +61,5 @@ def test_scenes_that_tell_no_metres_are_not_resampled(tmp_path):
                  transform=PLACE["transform"])  # fmt: skip
     with pytest.raises(ValueError, match="No metres can be told"):
         SceneRaster(str(tmp_path / "scene.tif"), resample_to_m=2.0)
-    with pytest.raises(UnreadableScene, match="there is no band 7"):
+    with pytest.raises(UnreadableScene, match="There is no band 7"):
         SceneRaster(str(tmp_path / "scene.tif"), bands=(1, 2, 7))

@@ -23,7 +23,9 @@ def test_files_folders_patterns_and_addresses(folder):
     addresses = ["https://example.org/x/one.tif?token=a.b", "s3://bucket/two.tif", "/vsizip/a.zip/three.tif"]
     assert [str(name) for name in find_scenes(addresses).values()] == ["one", "two", "three"]
     assert str(find_scenes(['NETCDF:"cube.nc":rgb'])['NETCDF:"cube.nc":rgb']) == "cube_rgb"
-    assert len(find_scenes(["scenes", "scenes/a.tif"])) == 3  # named twice, the same one
+    (folder / "scenes" / ".a.tif.unfinished").mkdir()
+    (folder / "scenes" / ".a.tif.unfinished" / "a.tif").touch()
+    assert len(find_scenes(["scenes", "./scenes/a.tif"])) == 3  # named twice, the same one
 
 
 def test_words_that_name_nothing(folder):
@@ -46,5 +48,9 @@ def test_where_maps_go(folder):
         plan_maps(["scenes"], "land.tif")
     with pytest.raises(ValueError, match="the next run would take maps for scenes"):
         plan_maps(["scenes"], "scenes/maps")
+    (folder / "one").mkdir()
+    (folder / "one" / "a.tif").touch()
+    with pytest.raises(ValueError, match="the next run would take maps for scenes"):
+        plan_maps(["one"], "one/map.tif")
     shares = shared_out(maps, 2)
     assert [list(share) for share in shares] == [["scenes/b.JP2", "scenes/a.tif"], ["scenes/deep/a.tif"]]

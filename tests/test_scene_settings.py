@@ -18,7 +18,12 @@ from co2s_hf.scene_settings import SceneSettings
         ({"output_grid": "resampled"}, "goes with --resample_to METRES"),
         ({"output_grid": "map", "resample_to": 1.0}, "There is no --output_grid 'map'; choose scene or resampled"),
         ({"blend": "soft"}, "There is no --blend 'soft'; choose smooth or average"),
-        ({"score_dtype": "uint16"}, "There is no --score_dtype 'uint16'; choose uint8 or float32"),
+        (
+            {"score_dtype": "uint16", "save_confidence": True},
+            "There is no --score_dtype 'uint16'; choose uint8 or float32",
+        ),
+        ({"score_dtype": "float32"}, "--score_dtype float32 goes with --save_confidence"),
+        ({"vector": "maps/.gpkg"}, "--vector is 'maps/.gpkg'; it ends in"),
         ({"vector": "map.shp"}, "--vector is 'map.shp'; it ends in .gpkg, .geojson or .parquet"),
     ],
 )

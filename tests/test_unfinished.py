@@ -35,6 +35,14 @@ def test_rows_of_another_kind_are_not_continued(tmp_path):
         UnfinishedMap(tmp_path / "map.tif", 7, 5, PLANES, {"crop": 32, "scale": ((0, 1),)}, resume=True)
 
 
+def test_nothing_finished_is_begun_anew_and_damage_is_told(tmp_path):
+    UnfinishedMap(tmp_path / "map.tif", 7, 5, PLANES, {"crop": 64})
+    begun = UnfinishedMap(tmp_path / "map.tif", 7, 5, PLANES, {"crop": 32})  # no row is lost
+    (begun.folder / "progress.json").write_text("")
+    with pytest.raises(ValueError, match=r"progress.json' is damaged .*Remove its folder to begin anew"):
+        UnfinishedMap(tmp_path / "map.tif", 7, 5, PLANES, {"crop": 32}, resume=True)
+
+
 def test_what_was_begun_without_a_count_of_rows_is_begun_anew(tmp_path):
     begun = UnfinishedMap(tmp_path / "map.tif", 7, 5, PLANES, {})
     begun.write(slice(0, 3), rows_of(0, 3))
