@@ -67,7 +67,7 @@ class SceneRaster:
         if not self.bands:
             raise UnreadableScene(f"{self.source} has no bands but transparency.")
         if unknown := [number for number in self.bands if number not in raster.indexes]:
-            raise UnreadableScene(f"{self.source} holds {self.held()}There is no band {unknown[0]}. See --bands.")
+            raise UnreadableScene(f"{self.source} holds {self.held()}. There is no band {unknown[0]}. See --bands.")
         # A band that is asked for as a colour is no transparency, whatever GDAL calls it.
         without = MaskFlags.alpha if set(self.bands) & set(alpha) else MaskFlags.all_valid
         self._has_mask = any(
@@ -134,7 +134,7 @@ class SceneRaster:
             seen = values.compressed()[np.isfinite(values.compressed())]
             span = f"{seen.min():g} to {seen.max():g}" if len(seen) else "nothing but nodata"
             lines.append(f"\n  band {number} ({name or kind.name}): {dtype}, {span}")
-        return "".join(lines) + "\n"
+        return "".join(lines)
 
     def read(self, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
         """A window of the grid.

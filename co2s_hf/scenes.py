@@ -53,7 +53,7 @@ class SceneMap:
     """What was written for a scene.
 
     Args:
-        paths: "map", "quick_look" and, where asked for, "confidence", "probabilities", "vector".
+        paths: "map", "class_names", "quick_look" and, where asked for, "confidence", "probabilities", "vector".
         class_pixels: Pixels of every class.
         class_areas_m2: Square metres of every class; None where the scene's coordinates tell no metres.
         nodata_pixels: Pixels without a class.
@@ -173,7 +173,9 @@ def _check_destinations(source: str, paths: dict[str, Path], resume: bool):
             raise ValueError(f"'{path}' is the scene itself. Choose another destination.")
         if path.is_dir():
             raise IsADirectoryError(f"'{path}' is a folder; name a file.")
-        path.parent.mkdir(parents=True, exist_ok=True)  # or it fails after hours
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):  # or it fails after hours
+            raise PermissionError(f"'{path.parent}' cannot be written. Choose another destination.")
         if path.exists() and not goes_on:
             raise FileExistsError(f"'{path}' exists already. Choose another destination, or remove it.")
 

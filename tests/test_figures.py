@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 from PIL import Image
 
-from co2s_hf.figures import Example, colorize, draw_curves, draw_predictions, palette_or_default
+from co2s_hf.figures import Example, colorize, draw_curves, draw_predictions, draw_scene_map, palette_or_default
 
 
 PALETTE = np.array([[255, 0, 0], [0, 0, 255]], dtype=np.uint8)
@@ -24,3 +25,17 @@ def test_figures_hold_what_they_are_given(tmp_path):
     log = [{"step": 1, "loss": 2.0, "clip/loss": 1.0}, {"step": 2, "loss": 1.0, "clip/loss": 0.5, "clip/new": 0.1}]
     draw_curves(log, tmp_path / "curves.png")
     assert np.asarray(Image.open(tmp_path / "curves.png").convert("L")).std() > 5
+
+
+@pytest.mark.parametrize(("size", "num_classes"), [((200, 200), 3), ((20, 400), 20), ((400, 20), 3), ((150, 200), 60)])
+def test_a_scenes_panels_and_legend_have_room(size, num_classes, tmp_path, recwarn):
+    """However long a scene or its legend is, matplotlib finds a layout, and the map is no thumbnail."""
+    labels = np.arange(size[0] * size[1]).reshape(size) % num_classes
+    palette = np.array([[200, n, 255 - n] for n in range(num_classes)], dtype=np.uint8)
+    legend = {n: f"a class with quite a long name: {n}.0 %, 12.00 km²" for n in range(num_classes)}
+    image = np.full((*size, 3), (1, 254, 7), dtype=np.uint8)
+    draw_scene_map(image, labels, np.ones(size), legend, palette, tmp_path / "map.png")
+    assert not recwarn.list
+    picture = np.asarray(Image.open(tmp_path / "map.png").convert("RGB"))
+    extent = np.ptp(np.argwhere((picture == (1, 254, 7)).all(axis=-1)), axis=0)
+    assert extent.max() > 400 and max(picture.shape) < 4000
