@@ -136,9 +136,8 @@ class Window:
     """What is read for one place of a [`WindowGrid`].
 
     Args:
-        pixel_values: (channels, height, width), as the image processor makes it; perhaps of another size than the
-            window's, to which its logits are resized, then.
-        valid: Boolean (height, width) of the window: pixels that are to count. All of them when left out.
+        pixel_values: (channels, height, width), as the image processor makes it.
+        valid: Boolean (height, width): pixels that are to count. All of them when left out.
     """
 
     pixel_values: torch.Tensor
@@ -228,41 +227,35 @@ def joined_pieces(
     for start in range(first_row, len(grid.tops), step):
         rows = range(start, min(start + step, len(grid.tops)))
         together = itertools.islice(windows, len(rows) * len(grid.lefts))
-        predicted = _predicted(model, together, grid.window, students, windows_per_batch, flip)
+        predicted = _predicted(model, together, students, windows_per_batch, flip)
         for row in rows:
             yield from mosaic.join(row, itertools.islice(predicted, len(grid.lefts)))
 
 
-def _predicted(model, windows, size, students, windows_per_batch, flip):
+def _predicted(model, windows, students, windows_per_batch, flip):
     """(logits, valid) for each window, None for None, in order; the model sees full batches."""
     waiting = []
     for window in windows:
         waiting.append(window)
         if sum(window is not None for window in waiting) == windows_per_batch:
-            yield from _predicted_batch(model, waiting, size, students, flip)
+            yield from _predicted_batch(model, waiting, students, flip)
             waiting = []
-    yield from _predicted_batch(model, waiting, size, students, flip)
+    yield from _predicted_batch(model, waiting, students, flip)
 
 
-def _predicted_batch(model, windows, size, students, flip):
+def _predicted_batch(model, windows, students, flip):
+    """(logits, valid) for each window of one batch; the students' logits one after the other."""
     seen = [window for window in windows if window is not None]
     if not seen:
-        return [None] * len(windows)
+        return windows
     batch = torch.stack([window.pixel_values for window in seen]).to(model.device, model.dtype)
     logits = model.student_logits(batch, students=students)
     if flip:
         mirrored = model.student_logits(batch.flip(-1), students=students)
         logits = {name: (logits[name] + mirrored[name].flip(-1)) / 2 for name in students}
-    joined = torch.cat([logits[name].float() for name in students], dim=1)
-    if joined.shape[-2:] != size:
-        joined = F.interpolate(joined, size=size, mode="bilinear", align_corners=False)
-    predictions = iter(joined)
-    return [
-        None
-        if window is None
-        else (next(predictions), None if window.valid is None else window.valid.to(model.device))
-        for window in windows
-    ]
+    predictions = iter(torch.cat([logits[name].float() for name in students], dim=1))
+    valid = (None if window is None or window.valid is None else window.valid.to(model.device) for window in windows)
+    return [None if window is None else (next(predictions), pixels) for window, pixels in zip(windows, valid)]
 
 
 def sliding_window_logits(

@@ -137,7 +137,7 @@ def predict_scenes(args: Arguments, accelerator: Accelerator) -> list[str]:
         except Exception as error:  # one scene's trouble is not the others'
             if not isinstance(error, ValueError | OSError):
                 traceback.print_exc()
-            problems.append(f"{scene}: {error}")
+            problems.append(str(error) if scene in str(error) else f"{scene}: {error}")
     problems = gather_object(problems)
     accelerator.print(f"{len(maps) - len(problems)} of {len(maps)} maps are in {args.output}.")
     return problems
