@@ -62,13 +62,15 @@ def write_map(
     plain = path.with_name(f"plain-{path.name}") if cog else path
     overview = Resampling.average if palette is None else Resampling.mode
     nodata = NODATA if dtype == "uint8" else float("nan")
-    # Scores are no colours, though they may be three or four bands of 8 bits.
-    look = {} if palette is not None else {"predictor": 2 if dtype == "uint8" else 3}
-    plain_look = look if palette is not None else look | {"photometric": "minisblack", "alpha": "no"}
+    packing = {"compress": "deflate", "bigtiff": "IF_SAFER"}
+    colors = {}
+    if palette is None:
+        packing["predictor"] = 2 if dtype == "uint8" else 3
+        colors = {"photometric": "minisblack", "alpha": "no"}  # no colours, though there may be three or four bands
     layout = {"tiled": True, "blockxsize": TILE_PX, "blockysize": TILE_PX, "interleave": "band"}
-    kind = {"driver": "GTiff", "count": len(bands), "dtype": dtype, "nodata": nodata, "bigtiff": "IF_SAFER"}
+    kind = {"driver": "GTiff", "count": len(bands), "dtype": dtype, "nodata": nodata}
     try:
-        with rasterio.open(plain, "w", **kind, **layout, compress="deflate", **plain_look, **place.profile) as raster:
+        with rasterio.open(plain, "w", **kind, **layout, **packing, **colors, **place.profile) as raster:
             raster.update_tags(**tags)
             for number, band in enumerate(bands, start=1):
                 raster.set_band_description(number, band.name)
@@ -81,7 +83,7 @@ def write_map(
         with rasterio.open(plain, "r+") as raster:
             raster.build_overviews(_overview_factors(place), overview)
         if cog:
-            copy(plain, path, driver="COG", blocksize=TILE_PX, compress="deflate", bigtiff="IF_SAFER", **look)
+            copy(plain, path, driver="COG", blocksize=TILE_PX, **packing)
             plain.unlink()
         _check(path, bands, place)
     except (RasterioError, CPLE_BaseError) as error:

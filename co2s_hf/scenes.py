@@ -122,6 +122,7 @@ def segment_scene(
         prediction = _Prediction(model, image_processor, scene, rule, settings, crop_size, flip)
         if paths["map"].exists():
             _check_complete(paths, prediction.facts() | _output_facts(settings))
+            shutil.rmtree(unfinished_folder(destination), ignore_errors=True)  # of a run killed at its very end
             return None
         unfinished = UnfinishedMap(
             destination, scene.grid.height, scene.grid.width, prediction.planes(), prediction.facts(), resume
@@ -351,12 +352,12 @@ class _Outputs:
         folder.mkdir()
         try:
             made = {name: folder / path.name for name, path in paths.items()}
-            probabilities = [f"probability_{index}" for index in range(self.config.num_labels)]
-            self._write_raster(made["map"], {"class": "labels"}, self.palette)
+            self._write_raster(made["map"], {"labels": "class"}, self.palette)
             if "confidence" in made:
                 self._write_raster(made["confidence"], {"confidence": "confidence"})
             if "probabilities" in made:
-                self._write_raster(made["probabilities"], dict(zip(self.names, probabilities)))
+                planes = {f"probability_{index}": name for index, name in enumerate(self.names)}
+                self._write_raster(made["probabilities"], planes)
             write_class_names(made["class_names"], self.names)
             found = self._measured(paths)
             self._draw(made["quick_look"], found)
@@ -391,8 +392,9 @@ class _Outputs:
         return read
 
     def _write_raster(self, path: Path, planes: dict[str, str], palette: np.ndarray | None = None):
-        bands = [MapBand(name, self.rows(plane)) for name, plane in planes.items()]
-        dtype = self.unfinished.planes[next(iter(planes.values()))].name
+        """A file with one band for each plane, called as is said."""
+        bands = [MapBand(name, self.rows(plane)) for plane, name in planes.items()]
+        dtype = self.unfinished.planes[next(iter(planes))].name
         write_map(path, bands, dtype, self.place, self._tags(), palette, self.settings.cog)
 
     def _tags(self) -> dict[str, str]:
