@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from affine import Affine
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, DINOv3ViTConfig, DINOv3ViTModel
@@ -37,6 +38,10 @@ from co2s_hf.synthetic import write_scenes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PARITY = Path(__file__).parent / "parity"
+PLACE = {
+    "crs": "EPSG:32640",
+    "transform": Affine(0.5, 0, 500_000, 0, -0.5, 2_780_000),
+}  # of scenes, half a metre a pixel
 
 
 def make_config(**kwargs) -> Co2SConfig:

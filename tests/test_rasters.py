@@ -1,13 +1,9 @@
 import numpy as np
 import pytest
 import rasterio
-from affine import Affine
-from conftest import write_raster
+from conftest import PLACE, write_raster
 
 from co2s_hf.rasters import SceneRaster, UnreadableScene
-
-
-PLACE = {"crs": "EPSG:32640", "transform": Affine(0.5, 0, 500_000, 0, -0.5, 2_780_000)}
 
 
 @pytest.mark.parametrize("resample_to", [None, 1.3, 0.37])

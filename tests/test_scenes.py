@@ -16,7 +16,7 @@ import rasterio
 import shapely
 import torch
 from affine import Affine
-from conftest import Pixelwise, make_model, no_file_larger_than, run_example, save_checkpoint, write_raster
+from conftest import PLACE, Pixelwise, make_model, no_file_larger_than, run_example, save_checkpoint, write_raster
 from PIL import Image
 from pyarrow import parquet
 from rasterio.control import GroundControlPoint
@@ -30,7 +30,6 @@ from co2s_hf.rasters import UnreadableScene
 from co2s_hf.scenes import segment_scene
 
 
-PLACE = {"crs": "EPSG:32640", "transform": Affine(0.5, 0, 500_000, 0, -0.5, 2_780_000)}
 IMAGE_PROCESSOR = Co2SImageProcessor()
 
 
