@@ -34,10 +34,21 @@ def load_for_prediction(
     """
     model = Co2SForSemanticSegmentation.from_pretrained(checkpoint, revision=revision)
     model.config.fusion = fusion or model.config.fusion
+    image_processor = Co2SImageProcessor.from_pretrained(checkpoint, revision=revision)
+    return model, image_processor, window_side(model, crop_size)
+
+
+def window_side(model: Co2SForSemanticSegmentation, crop_size: int | None) -> int:
+    """The side of the windows: what is asked for, or that of the crops that the model was trained on.
+
+    Raises:
+        ValueError: Nothing is asked for, and the model does not know its own.
+    """
     crop_size = model.config.crop_size if crop_size is None else crop_size
     if crop_size is None:
-        raise ValueError(f"{checkpoint} does not say on which crops it was trained. Pass --crop_size.")
-    return model, Co2SImageProcessor.from_pretrained(checkpoint, revision=revision), crop_size
+        name = model.config.name_or_path or "This model"
+        raise ValueError(f"{name} does not say on which crops it was trained. Pass --crop_size.")
+    return crop_size
 
 
 def window_overlap(crop_size: int) -> int:
@@ -89,13 +100,18 @@ class WindowGrid:
                 f"next; the overlap lies between 0 and {self.crop_size - 1}."
             )
 
+    @property
+    def overlap(self) -> int:
+        """Pixels that neighbouring windows share."""
+        return window_overlap(self.crop_size) if self.overlap_px is None else self.overlap_px
+
     @cached_property
     def tops(self) -> list[int]:
-        return window_starts(self.height, self.crop_size, self.overlap_px)
+        return window_starts(self.height, self.crop_size, self.overlap)
 
     @cached_property
     def lefts(self) -> list[int]:
-        return window_starts(self.width, self.crop_size, self.overlap_px)
+        return window_starts(self.width, self.crop_size, self.overlap)
 
     @property
     def window(self) -> tuple[int, int]:
@@ -126,9 +142,8 @@ class WindowGrid:
     def _ramp(self, length: int) -> torch.Tensor:
         if self.blend == "average":
             return torch.ones(length)
-        overlap_px = window_overlap(self.crop_size) if self.overlap_px is None else self.overlap_px
         from_edge = torch.minimum(torch.arange(length), torch.arange(length - 1, -1, -1)) + 0.5
-        return torch.sin(torch.pi / 2 * (from_edge / max(overlap_px, 1)).clamp(max=1)) ** 2
+        return torch.sin(torch.pi / 2 * (from_edge / max(self.overlap, 1)).clamp(max=1)) ** 2
 
 
 @dataclass(frozen=True)
@@ -382,9 +397,7 @@ def segment_image(
     Raises:
         ValueError: The image is no RGB of values from 0 to 255, or no crop size is known.
     """
-    crop_size = model.config.crop_size if crop_size is None else crop_size
-    if crop_size is None:
-        raise ValueError("This model does not say on which crops it was trained. Pass `crop_size`.")
+    crop_size = window_side(model, crop_size)
     if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] not in (1, 3):
         raise ValueError(f"`image` has the shape {image.shape}; expected (height, width, 3), or 1 band of grey.")
     layout = "channels_last" if np.ndim(image) == 3 else None

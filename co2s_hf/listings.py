@@ -3,7 +3,6 @@
 Nothing is written into, or removed from, what people have.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from .checks import Finding
 from .class_files import CLASSES_FILE, ClassDescription, read_classes
 from .data import Samples
 from .data_arguments import DataArguments
-from .reading import IMAGE_SUFFIXES, LabelRule
+from .reading import IMAGE_SUFFIXES, LabelRule, find_images
 from .splits import SPLIT_FILES, SPLITS, Line, read_list
 
 
@@ -89,21 +88,6 @@ def _of_lines(root: Path, split: str, lines: list[Line]) -> Samples:
         lines = [(image, label if label is not None and (root / label).exists() else None) for image, label in lines]
     labels = [None if label is None else str(root / label) for _, label in lines]
     return Samples.of_files([str(root / image) for image, _ in lines], labels)
-
-
-def find_images(folder: Path) -> list[Path]:
-    """Every image file in a folder and those below it, sorted; hidden ones are left out.
-
-    Raises:
-        FileNotFoundError: The folder does not exist.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"The folder '{folder}' does not exist.")
-    found = []
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _pair_files(root: Path) -> tuple[Samples, list[Finding]]:

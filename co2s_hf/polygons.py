@@ -21,6 +21,7 @@ from rasterio.features import rasterize, shapes
 
 from .files import written_file
 from .ground import Place
+from .maps import strips
 
 
 GDAL_DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON"}
@@ -95,10 +96,9 @@ def map_objects(
         nodata: Label of pixels that belong to no object.
     """
     above = None  # labels, objects and their numbers in the last row so far
-    for start in range(0, height, STRIP_ROWS):
-        rows = slice(start, min(start + STRIP_ROWS, height))
+    for rows in strips(height, STRIP_ROWS):
         labels, confidence, areas = read(rows)
-        objects, numbers = _objects_of_strip(labels, confidence, areas, nodata, start)
+        objects, numbers = _objects_of_strip(labels, confidence, areas, nodata, rows.start)
         passing = list(objects.values())
         if above is not None:
             _join(*above, labels[0], objects, numbers[0])
@@ -219,12 +219,9 @@ def _is_whole(target: Path, count: int) -> bool:
             return b"".join(file.read().split()).endswith(b"]}")
     if target.suffix == ".gpkg":
         with closing(sqlite3.connect(target)) as database:
-            tables = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            (found,) = database.execute(f"SELECT count(*) FROM {LAYER}").fetchone()
             extensions = database.execute("SELECT extension_name FROM gpkg_extensions").fetchall()
-            found = [
-                database.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables if name == LAYER
-            ]
-        return found == [count] and ("gpkg_rtree_index",) in extensions
+        return found == count and ("gpkg_rtree_index",) in extensions
     return True  # pyarrow does say
 
 

@@ -69,11 +69,8 @@ class SceneRaster:
         if unknown := [number for number in self.bands if number not in raster.indexes]:
             raise UnreadableScene(f"{self.source} holds {self.held()}. There is no band {unknown[0]}. See --bands.")
         # A band that is asked for as a colour is no transparency, whatever GDAL calls it.
-        without = MaskFlags.alpha if set(self.bands) & set(alpha) else MaskFlags.all_valid
-        self._has_mask = any(
-            flags != [MaskFlags.all_valid] and without not in flags
-            for flags in (raster.mask_flag_enums[number - 1] for number in self.bands)
-        )
+        no_masks = {MaskFlags.all_valid} | ({MaskFlags.alpha} if set(self.bands) & set(alpha) else set())
+        self._has_mask = any(not no_masks & set(raster.mask_flag_enums[number - 1]) for number in self.bands)
         self.dtype = np.result_type(*(raster.dtypes[number - 1] for number in self.bands))
         self.grid = self.place
         if resample_to_m is not None:

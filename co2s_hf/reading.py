@@ -6,6 +6,7 @@ holds.
 
 import io
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,21 @@ IGNORE = 255  # in every label map that leaves this module
 UNKNOWN = -1  # a label value or colour without a rule
 PERCENTILES = (2, 98)  # of the values of a band, where nothing else says what becomes 0 and 255
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+
+
+def find_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
+    """Every image file in a folder and those below it, sorted; hidden ones are left out.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The folder '{folder}' does not exist.")
+    found = []
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in suffixes)
 
 
 def base_scale(size: tuple[int, int], base_size: tuple[int, int] | None) -> float:

@@ -4,6 +4,8 @@ import glob
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from .reading import find_images
+
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 
@@ -18,10 +20,6 @@ def scene_name(source: str) -> str:
     if is_address(source):
         return PurePosixPath(urlsplit(source).path).name
     return Path(source).name
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def find_scenes(words: list[str]) -> dict[str, Path]:
@@ -44,11 +42,7 @@ def find_scenes(words: list[str]) -> dict[str, Path]:
         if is_address(word):
             found = {word: Path(Path(scene_name(word)).stem)}
         elif path.is_dir():
-            found = {
-                str(file): file.relative_to(path).with_suffix("")
-                for file in sorted(path.rglob("*"))
-                if file.suffix.lower() in RASTER_SUFFIXES and file.is_file() and not _is_hidden(file.relative_to(path))
-            }
+            found = {str(file): file.relative_to(path).with_suffix("") for file in find_images(path, RASTER_SUFFIXES)}
         elif path.exists():
             found = {str(path): Path(path.stem)}
         elif ":" in word:

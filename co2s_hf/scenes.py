@@ -32,7 +32,7 @@ except ImportError as error:
     raise ImportError(f"Scenes need more libraries ({error}): pip install 'co2s_hf[scenes]'.") from error
 from .figures import draw_scene_map, palette_or_default
 from .image_processing_co2s import Co2SImageProcessor
-from .inference import JoinedPiece, Window, WindowGrid, fused_logits, fused_students, joined_pieces, window_overlap
+from .inference import JoinedPiece, Window, WindowGrid, fused_logits, fused_students, joined_pieces, window_side
 from .modeling_co2s import Co2SForSemanticSegmentation
 from .reading import ImageRule
 from .scene_files import is_address, scene_name
@@ -108,12 +108,10 @@ def segment_scene(
         OSError: The destination cannot be written.
     """
     settings, source, destination = SceneSettings(**settings), str(source), Path(destination)
-    crop_size = model.config.crop_size if crop_size is None else crop_size
+    crop_size = window_side(model, crop_size)
     paths = _output_paths(destination, settings)
     _check_destinations(source, paths, resume)
     scale = _pairs(scale)
-    if crop_size is None:
-        raise ValueError("This model does not say on which crops it was trained. Pass `crop_size`.")
     if model.config.num_labels > NODATA:
         raise ValueError(f"The model has {model.config.num_labels} classes; a map in 8 bits shows {NODATA} at most.")
     rule = ImageRule.of_config(model.config)
@@ -220,8 +218,7 @@ class _Prediction:
         self.model, self.image_processor, self.scene, self.rule = model, image_processor, scene, rule
         self.settings, self.flip = settings, flip
         self.students = fused_students(model.config)
-        overlap_px = window_overlap(crop_size) if settings.overlap_px is None else settings.overlap_px
-        self.grid = WindowGrid(scene.grid.height, scene.grid.width, crop_size, overlap_px, settings.blend)
+        self.grid = WindowGrid(scene.grid.height, scene.grid.width, crop_size, settings.overlap_px, settings.blend)
 
     def planes(self) -> dict[str, str]:
         """The type of each plane that is kept."""
@@ -245,7 +242,7 @@ class _Prediction:
             },
             "normalization": (self.image_processor.image_mean, self.image_processor.image_std),
             "crop_size": self.grid.crop_size,
-            "overlap_px": self.grid.overlap_px,
+            "overlap_px": self.grid.overlap,
             "blend": settings.blend,
             "flip": self.flip,
             "windows_per_batch": settings.windows_per_batch,

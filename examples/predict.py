@@ -43,7 +43,7 @@ from co2s_hf.data_arguments import DataArguments, parse_bands, parse_scale
 from co2s_hf.figures import overlay, palette_or_default
 from co2s_hf.files import check_new_folder, write_json, written_file
 from co2s_hf.inference import load_for_prediction, predict_logits
-from co2s_hf.listings import find_images
+from co2s_hf.reading import find_images
 from co2s_hf.report import announce
 from co2s_hf.scene_files import plan_maps, shared_out
 from co2s_hf.scene_settings import SceneSettings

@@ -92,17 +92,26 @@ def test_importing_the_package_needs_the_core_dependencies_only():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 
 
-@pytest.mark.parametrize("script", ["app", "visualize_attention"])
-def test_the_demo_needs_its_extra_alone(script):
-    text = (PACKAGE.parent / "examples" / f"{script}.py").read_text()
-    wanted, seen, others = {"__init__"}, set(), set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("co2s_hf."):
-            wanted.add(node.module.removeprefix("co2s_hf."))
+def needed_by(modules):
+    """Libraries that some of our modules and all that they import need."""
+    wanted, seen, others = {"__init__", *modules}, set(), set()
     while wanted - seen:
         module = (wanted - seen).pop()
         seen.add(module)
         ours, theirs = imports(module)
         wanted, others = wanted | ours, others | theirs
+    return others - HUB_LIBRARIES
+
+
+@pytest.mark.parametrize("script", ["app", "visualize_attention"])
+def test_the_demo_needs_its_extra_alone(script):
+    text = (PACKAGE.parent / "examples" / f"{script}.py").read_text()
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+    modules = {node.module.removeprefix("co2s_hf.") for node in nodes if node.module.startswith("co2s_hf.")}
     # rasterio is imported where a file asks for it; peft where an adapter does.
-    assert others - HUB_LIBRARIES - {"matplotlib", "yaml", "rasterio"} == set()
+    assert needed_by(modules) <= {"matplotlib", "yaml", "rasterio"}
+
+
+def test_scenes_need_their_extra_alone():
+    extra = {"affine", "matplotlib", "pyarrow", "pyogrio", "rasterio", "shapely", "yaml"}
+    assert needed_by({"scenes"}) == extra | {"tqdm"}  # which comes with transformers
