@@ -37,7 +37,7 @@ from .modeling_co2s import Co2SForSemanticSegmentation
 from .reading import ImageRule
 from .scene_files import is_address, scene_name
 from .scene_settings import SceneSettings
-from .unfinished import UnfinishedMap, unfinished_folder
+from .unfinished import UnfinishedMap, name_place, unfinished_folder
 
 
 T = TypeVar("T")
@@ -202,6 +202,8 @@ def _kept_if_worth(unfinished: UnfinishedMap, source: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError):
+            name_place(error, unfinished.folder)
         # A mosaic's parts may be elsewhere, and come back.
         broken = isinstance(error, UnreadableScene) and _is_local(source) and not source.lower().endswith(".vrt")
         if broken or not unfinished.rows_done:

@@ -15,6 +15,12 @@ def unfinished_folder(destination: Path) -> Path:
     return destination.with_name(f".{destination.name}.unfinished")
 
 
+def name_place(error: OSError, place: Path):
+    """Let an error of the system ("no space left") say where, if it does not."""
+    if error.errno is not None and error.filename is None:
+        error.filename = str(place)
+
+
 class UnfinishedMap:
     """Planes of pixels that fill from the top, in a hidden folder beside the place where the map is going to appear.
 
@@ -93,8 +99,9 @@ class UnfinishedMap:
             for name, dtype in self.planes.items():
                 self._reserve(self.folder / name, self.height * self.width * dtype.itemsize)
             self._note()
-        except OSError:
+        except OSError as error:
             shutil.rmtree(self.folder, ignore_errors=True)
+            name_place(error, self.folder)
             raise
 
     @staticmethod

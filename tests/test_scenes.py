@@ -55,6 +55,24 @@ def segment(source, destination, model=None, **settings):
     return segment_scene(model or Pixelwise(), IMAGE_PROCESSOR, source, destination, **settings)
 
 
+def write_mosaic(path, height, width, parts):
+    """A VRT of [`PLACE`] that shows for each file its (left, top, width, height) at (left, top) of its own."""
+    sources = "".join(
+        f"""<SimpleSource><SourceFilename relativeToVRT="1">{name}</SourceFilename><SourceBand>BAND</SourceBand>
+        <SrcRect xOff="{x}" yOff="{y}" xSize="{w}" ySize="{h}"/>
+        <DstRect xOff="{left}" yOff="{top}" xSize="{w}" ySize="{h}"/></SimpleSource>"""
+        for name, ((x, y, w, h), (left, top)) in parts.items()
+    )
+    bands = "".join(
+        f'<VRTRasterBand dataType="Byte" band="{n}">{sources.replace("BAND", str(n))}</VRTRasterBand>'
+        for n in (1, 2, 3)
+    )
+    path.write_text(
+        f"""<VRTDataset rasterXSize="{width}" rasterYSize="{height}"><SRS>EPSG:32640</SRS>
+        <GeoTransform>500000, 0.5, 0, 2780000, 0, -0.5</GeoTransform>{bands}</VRTDataset>"""
+    )
+
+
 @pytest.mark.parametrize("size", [(31, 45), (9, 70), (8, 8), (130, 67)])
 @pytest.mark.parametrize("settings", [{}, {"overlap_px": 11, "windows_per_batch": 3}, {"blend": "average"}])
 def test_a_map_is_the_whole_images_prediction(size, settings, tmp_path):
@@ -261,7 +279,6 @@ def test_cloud_optimized(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from pathlib import Path
 sys.path.insert(0, {tests!r})
 from conftest import make_model
 from co2s_hf import Co2SImageProcessor
@@ -282,7 +299,16 @@ segment_scene(model, image_processor, {source!r}, {destination!r}, save_confiden
 """
 
 
-def test_a_killed_job_goes_on_and_its_map_is_the_same_byte_by_byte(tmp_path, monkeypatch):
+@pytest.fixture
+def one_thread():
+    """As the killed process has: sums over several may differ in their last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_killed_job_goes_on_and_its_map_is_the_same_byte_by_byte(tmp_path, one_thread):
     write_raster(tmp_path / "scene.tif", random_image(90, 70), **PLACE)
     model, destination = make_model(crop_size=16), tmp_path / "map.tif"
     image_processor = Co2SImageProcessor.from_model_config(model.config)
@@ -292,7 +318,6 @@ def test_a_killed_job_goes_on_and_its_map_is_the_same_byte_by_byte(tmp_path, mon
     assert killed.returncode == -signal.SIGKILL and not destination.exists()
     rows = json.loads((tmp_path / ".map.tif.unfinished" / "progress.json").read_text())["rows_done"]
     assert 0 < rows < 90
-    torch.set_num_threads(1)
     run = partial(
         segment_scene, model, image_processor, tmp_path / "scene.tif", save_confidence=True, show_progress=False
     )
@@ -334,21 +359,8 @@ def test_rows_of_a_mosaic_are_kept_when_a_part_of_it_goes_away(tmp_path):
     image = random_image(64, 20)
     for n, rows in enumerate((slice(0, 32), slice(32, 64))):
         write_raster(tmp_path / f"{n}.tif", image[:, rows], **PLACE)
-    parts = "".join(
-        f"""<VRTRasterBand dataType="Byte" band="{band}">"""
-        + "".join(
-            f"""<SimpleSource><SourceFilename relativeToVRT="1">{n}.tif</SourceFilename><SourceBand>{band}</SourceBand>
-            <SrcRect xOff="0" yOff="0" xSize="20" ySize="32"/>
-            <DstRect xOff="0" yOff="{32 * n}" xSize="20" ySize="32"/></SimpleSource>"""
-            for n in range(2)
-        )
-        + "</VRTRasterBand>"
-        for band in (1, 2, 3)
-    )
-    (tmp_path / "scene.vrt").write_text(
-        f"""<VRTDataset rasterXSize="20" rasterYSize="64"><SRS>EPSG:32640</SRS>
-        <GeoTransform>500000, 0.5, 0, 2780000, 0, -0.5</GeoTransform>{parts}</VRTDataset>"""
-    )
+    parts = {f"{n}.tif": ((0, 0, 20, 32), (0, 32 * n)) for n in range(2)}
+    write_mosaic(tmp_path / "scene.vrt", 64, 20, parts)
     (tmp_path / "1.tif").rename(tmp_path / "away.tif")
     with pytest.raises(UnreadableScene, match=r"scene.vrt cannot be read"):
         segment(tmp_path / "scene.vrt", tmp_path / "map.tif")
@@ -464,7 +476,7 @@ def test_a_disk_that_fills_up(limit, rows_are_kept, tmp_path, caplog):
     """No room for the rows is told at once; no room for the finished files leaves the rows to go on from."""
     source, destination = tmp_path / "scene.tif", tmp_path / "out" / "map.tif"
     write_raster(source, random_image(100, 100), **PLACE)
-    with no_file_larger_than(limit), pytest.raises(OSError):
+    with no_file_larger_than(limit), pytest.raises(OSError, match=r"map\.(tif|png)"):  # says where
         segment(source, destination)
     left = [path.name for path in destination.parent.iterdir()]
     assert left == ([".map.tif.unfinished"] if rows_are_kept else [])
@@ -511,18 +523,7 @@ def test_scenes_on_the_web_and_mosaics(tmp_path):
         finally:
             server.kill()
     assert np.array_equal(read(tmp_path / "map.tif")[0], truth(image)[0])
-    (tmp_path / "mosaic.vrt").write_text(
-        """<VRTDataset rasterXSize="60" rasterYSize="80"><SRS>EPSG:32640</SRS>
-        <GeoTransform>500000, 0.5, 0, 2780000, 0, -0.5</GeoTransform>"""
-        + "".join(
-            f"""<VRTRasterBand dataType="Byte" band="{band}"><SimpleSource>
-            <SourceFilename relativeToVRT="1">web/scene.tif</SourceFilename><SourceBand>{band}</SourceBand>
-            <SrcRect xOff="20" yOff="0" xSize="60" ySize="60"/><DstRect xOff="0" yOff="0" xSize="60" ySize="60"/>
-            </SimpleSource></VRTRasterBand>"""
-            for band in (1, 2, 3)
-        )
-        + "</VRTDataset>"
-    )
+    write_mosaic(tmp_path / "mosaic.vrt", 80, 60, {"web/scene.tif": ((20, 0, 60, 60), (0, 0))})
     segment(tmp_path / "mosaic.vrt", tmp_path / "mosaic.tif")
     assert np.array_equal(read(tmp_path / "mosaic.tif")[0, :60], truth(image[:, :, 20:])[0])
 
