@@ -3,9 +3,9 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
-from .configuration_co2s import Co2SConfig
-from .image_processing_co2s import Co2SImageProcessor, Co2SImageSegmentationPipeline
-from .modeling_co2s import Co2SForSemanticSegmentation, Co2SPreTrainedModel, Co2SSemanticSegmenterOutput
+from .model.configuration_co2s import Co2SConfig
+from .model.image_processing_co2s import Co2SImageProcessor, Co2SImageSegmentationPipeline
+from .model.modeling_co2s import Co2SForSemanticSegmentation, Co2SPreTrainedModel, Co2SSemanticSegmenterOutput
 
 
 __version__ = "0.1.0"

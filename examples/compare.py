@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from co2s_hf.files import write_json
+from co2s_hf.utils.files import write_json
 
 
 METHODS = ("supervised", "co2s")

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
-from co2s_hf.arguments import parse_arguments, setting, told_plainly
-from co2s_hf.attention import class_token_attention
-from co2s_hf.figures import draw_attention
-from co2s_hf.files import written_file
-from co2s_hf.modeling_co2s import STUDENTS
-from co2s_hf.reading import ImageRule, StoredFile
+from co2s_hf.cli.command_line import parse_arguments, setting, told_plainly
+from co2s_hf.data.reading import ImageRule, StoredFile
+from co2s_hf.inference.attention import class_token_attention
+from co2s_hf.model.modeling_co2s import STUDENTS
+from co2s_hf.utils.figures import draw_attention
+from co2s_hf.utils.files import written_file
 
 
 SUFFIXES = (".png", ".pdf")

@@ -1,8 +1,8 @@
-"""A small server that speaks the Hub's HTTP API, so that the real client can push and pull without a network.
+"""A small server with the HTTP API of the Hub, so that tests use the real client without a network.
 
-Models, data sets and spaces with commits, branches, large files, private repositories and ranges; it can be told to
-fail. The client takes the address from
-HF_ENDPOINT, with HF_TOKEN=hf_local and HF_HUB_DISABLE_XET=1.
+It has models, data sets and spaces, with commits, branches, large files, private repositories and range requests. It
+can be set to fail. The client needs the environment variables HF_ENDPOINT (the server's address), HF_TOKEN=hf_local
+and HF_HUB_DISABLE_XET=1.
 """
 
 import base64
@@ -24,7 +24,7 @@ START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
 @dataclass(frozen=True)
 class Blob:
-    """A file's content, and whether it went through the large-file store."""
+    """The content of a file, and whether it was uploaded to the store for large files."""
 
     data: bytes
     is_large: bool = False
@@ -44,6 +44,8 @@ class Blob:
 
 @dataclass
 class Repository:
+    """A repository with its commits and branches."""
+
     kind: str  # "model", "dataset" or "space"
     name: str
     private: bool
@@ -51,17 +53,22 @@ class Repository:
     refs: dict[str, str] = field(default_factory=dict)  # branch -> commit
 
     def commit(self, branch: str, tree: dict[str, Blob], title: str) -> str:
-        sha = hashlib.sha1(f"{self.kind} {self.name} {len(self.trees)} {title}".encode()).hexdigest()
+        """Make a tree the new state of a branch; return the name of the commit."""
+        # Other contents give another name. Otherwise the client could take files of an earlier test from its cache.
+        contents = sorted((path, blob.git_oid) for path, blob in tree.items())
+        facts = f"{self.kind} {self.name} {len(self.trees)} {title} {contents}"
+        sha = hashlib.sha1(facts.encode()).hexdigest()
         self.trees[sha], self.refs[branch] = tree, sha
         return sha
 
     def resolve(self, revision: str) -> str | None:
+        """Return the commit of a branch or commit name; None if there is no such revision."""
         revision = unquote(revision).removeprefix("refs/heads/")
         return self.refs.get(revision) or (revision if revision in self.trees else None)
 
 
 class Refusal(Exception):
-    """An answer with an error code that the client understands."""
+    """An error response with an error code that the client knows."""
 
     def __init__(self, status: int, code: str, message: str = ""):
         super().__init__(message or code)
@@ -69,10 +76,15 @@ class Refusal(Exception):
 
 
 class LocalHub(ThreadingHTTPServer):
-    """Serves on the loopback until closed.
+    """A server on the loopback interface.
 
-    `url` is its address, `requests` what was asked, `failures` which paths (a part of them) get what status instead of
-    an answer; 0 hangs up.
+    Attributes:
+        url: Its address.
+        repositories: (kind, name) -> repository.
+        large: SHA-256 -> content of the uploaded large files.
+        requests: Method and path of every request.
+        failures: Part of a path -> status of the response to requests for such paths. Status 0 closes the connection
+            without a response.
     """
 
     daemon_threads = True
@@ -87,16 +99,20 @@ class LocalHub(ThreadingHTTPServer):
         self.failures: dict[str, int] = {}
 
     def start(self) -> "LocalHub":
+        """Serve in a background thread; return the server."""
         threading.Thread(target=self.serve_forever, daemon=True).start()
         return self
 
     def create(self, kind: str, name: str, private: bool = False) -> Repository:
+        """Add a repository with one commit."""
         repository = self.repositories[kind, name] = Repository(kind, name, private)
         repository.commit("main", {".gitattributes": Blob(b"*.safetensors filter=lfs\n")}, "initial commit")
         return repository
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers one request."""
+
     protocol_version = "HTTP/1.1"
     server: LocalHub
 
@@ -104,6 +120,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def answer(self):
+        """Answer a request of any method, or fail as `failures` of the server says."""
         url = urlsplit(self.path)
         self.query, body = parse_qs(url.query), self.read_body()
         self.server.requests.append(f"{self.command} {url.path}")
@@ -146,15 +163,18 @@ class Handler(BaseHTTPRequestHandler):
 
     @property
     def is_known(self) -> bool:
+        """Whether the request has the user's token."""
         return self.headers.get("Authorization", "") == f"Bearer {TOKEN}"
 
     def find(self, kind: str, name: str) -> Repository:
+        """Return a repository; refuse if it does not exist, or is private and the request has no token."""
         repository = self.server.repositories.get((kind, name))
         if repository is None or (repository.private and not self.is_known):
             raise Refusal(404 if self.is_known else 401, "RepoNotFound", "Repository not found")
         return repository
 
     def route(self, path: str, body: bytes):
+        """Call the method for a path."""
         writes = self.command in ("POST", "PUT", "DELETE") and "paths-info" not in path
         if writes and not path.startswith(("/large/", "/api/validate-yaml")) and not self.is_known:
             raise Refusal(401, "Unauthorized", "Invalid credentials in Authorization header")
@@ -198,6 +218,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_json({"url": url, "name": name, "id": name})
 
     def offer_large_uploads(self, wanted: dict):
+        """Return upload addresses for the large files that are not stored yet."""
         objects = []
         for entry in wanted["objects"]:
             upload = {"upload": {"href": f"{self.server.url}/large/{entry['oid']}"}}
@@ -235,6 +256,7 @@ class Handler(BaseHTTPRequestHandler):
         raise Refusal(404, "NotFound", str(verb))
 
     def upload_mode(self, wanted: dict) -> dict:
+        """Tell the client whether a file is uploaded as a large file."""
         is_large = wanted["path"].endswith(LARGE_SUFFIXES) or wanted["size"] > LARGE_BYTES
         mode = "lfs" if is_large else "regular"
         return {"path": wanted["path"], "uploadMode": mode, "shouldIgnore": False, "oid": None}
@@ -266,6 +288,7 @@ class Handler(BaseHTTPRequestHandler):
         return {"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""}
 
     def facts(self, repository: Repository, sha: str, tree: dict[str, Blob]) -> dict:
+        """Return the description of a repository at a commit."""
         date = START.strftime("%Y-%m-%dT%H:%M:%S.000Z")
         siblings = [{"rfilename": name} for name in sorted(tree)]
         if "blobs" in self.query:
@@ -297,6 +320,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def entry(path: str, blob: Blob) -> dict:
+    """Return the entry of a file."""
     found = {"type": "file", "path": path, "oid": blob.git_oid, "size": len(blob.data)}
     if blob.is_large:
         found["lfs"] = {"oid": blob.sha256, "size": len(blob.data), "pointerSize": 130}
@@ -304,7 +328,7 @@ def entry(path: str, blob: Blob) -> dict:
 
 
 def listing(tree: dict[str, Blob], path: str, recursive: bool) -> list[dict]:
-    """Files and folders below a path."""
+    """Return the entries of the files and folders in a folder."""
     prefix = f"{path.strip('/')}/" if path.strip("/") else ""
     files, folders = [], set()
     for name, blob in sorted(tree.items()):

@@ -1,6 +1,7 @@
-"""Serve a folder piece by piece, as servers of scenes do: `python range_server.py FOLDER` prints its port.
+"""Serve the files of a folder in byte ranges, as web servers of scenes do.
 
-A process of its own: GDAL keeps Python waiting while it opens an address.
+`python range_server.py FOLDER` prints the port. It must be a separate process: GDAL holds Python's global lock while
+it opens an address, so a thread of the test process could not answer.
 """
 
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 
 class RangeHandler(SimpleHTTPRequestHandler):
+    """Answers GET requests with the bytes that the Range header asks for."""
+
     def do_GET(self):
         content = Path(self.translate_path(self.path)).read_bytes()
         start, end = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")

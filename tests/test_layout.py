@@ -88,7 +88,7 @@ def test_importing_the_package_needs_the_core_dependencies_only():
         "gradio",
         "torchvision",
     ]
-    code = f"import sys; sys.modules.update(dict.fromkeys({extras!r})); import co2s_hf, co2s_hf.convert_co2s_to_hf"
+    code = f"import sys; sys.modules.update(dict.fromkeys({extras!r})); import co2s_hf, co2s_hf.hub.convert_co2s_to_hf"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 
 

@@ -1,0 +1,56 @@
+"""The `co2s` command: one module per command, the arguments, and the only place that speaks of --flags.
+
+- `command_line`: builds a command line from options dataclasses.
+- `arguments`: flags that several commands share.
+- `train`, `finetune`, `evaluate`, `predict`, `prepare`, `push`, `convert`, `demo`: the commands.
+- `model_folders`: completes a trained folder with its card, and publishes it.
+- `demo_page`: the page of `co2s demo`.
+
+May import every other package. Heavy imports stand inside functions, so that --help is quick.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+
+COMMANDS = {
+    "train": "Train both students on a few labelled and many unlabelled images.",
+    "finetune": "Adapt a trained model to a new area or new classes with LoRA.",
+    "evaluate": "Measure a model on labelled images.",
+    "predict": "Predict georeferenced scenes and images.",
+    "prepare": "Check data, cut it into tiles, and make one data set of it.",
+    "push": "Publish a model or its demo on the Hub.",
+    "convert": "Convert the authors' checkpoints, and back.",
+    "demo": "Open a page in the browser to try a model.",
+}
+
+
+def main(words: Sequence[str] | None = None):
+    """Run `co2s COMMAND ...`.
+
+    Args:
+        words: The command and its flags. None: the words after the program's name.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    if words and words[0] in COMMANDS:
+        importlib.import_module(f".{words[0]}", __name__).main(words[1:])
+        return
+    if words and words[0] == "--version":
+        from .. import __version__
+
+        print(f"co2s_hf {__version__}")
+        return
+    lines = [
+        "usage: co2s COMMAND [--flag value ...]",
+        "",
+        "Co2S: semi-supervised segmentation of remote-sensing images.",
+    ]
+    lines += ["", *(f"  {name:10}{text}" for name, text in COMMANDS.items())]
+    lines += [
+        "",
+        "`co2s COMMAND --help` explains a command. On several devices: accelerate launch -m co2s_hf COMMAND ...",
+    ]
+    if words and words[0] not in ("-h", "--help"):
+        sys.exit("\n".join([*lines, "", f"error: there is no command '{words[0]}'."]))
+    print("\n".join(lines))

@@ -1,0 +1,308 @@
+"""Build command lines from options dataclasses: grouped help, options from a file, and errors that name flags."""
+
+import argparse
+import ast
+import difflib
+import json
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field, fields
+from fractions import Fraction
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from ..utils.errors import UserError
+
+
+T = TypeVar("T")
+RECIPES = Path(__file__).parents[1] / "assets" / "recipes"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How one option is given on a command line.
+
+    Args:
+        help: Help text.
+        parse: Turns the word (with `many`: the list of words) into the option's value, or raises ValueError. None: the
+            option's type does.
+        many: The flag takes several words.
+        name: Name of the values in the help.
+    """
+
+    help: str
+    parse: Callable[[Any], Any] | None = None
+    many: bool = False
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Flags that belong together.
+
+    Args:
+        title: Heading in the help.
+        options: Dataclass with the fields that the flags set.
+        flags: Field -> flag. Fields that are left out have no flag.
+        defaults: Values instead of the dataclass's own defaults.
+    """
+
+    title: str
+    options: type
+    flags: dict[str, Flag]
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `co2s`: its flags, its help, and how its errors are shown.
+
+    Args:
+        name: The command's name.
+        description: Text before the flags, with example commands.
+        groups: All flags.
+        first: The flags that matter most; the help shows them first.
+        positional: Field, a list, that words before the first flag set.
+    """
+
+    name: str
+    description: str
+    groups: Sequence[Group]
+    first: Sequence[str] = ()
+    positional: str | None = None
+
+    def parse(self, words: Sequence[str] | None = None) -> dict[type, Any]:
+        """Read a command line, with options from `--config FILE` first.
+
+        Args:
+            words: The words after the command's name. None: those of this process.
+
+        Returns:
+            Options class -> its instance.
+        """
+        words = list(sys.argv[1:] if words is None else words)
+        parser = self._parser()
+        try:
+            given = vars(parser.parse_args([*self._words_of_config(words), *words]))
+            given.pop("config", None)
+            for group in self.groups:
+                for name, flag in group.flags.items():
+                    if name in given and flag.parse is not None:
+                        given[name] = _parsed(name, flag, given[name])
+            values: dict[type, dict[str, Any]] = {}
+            for group in self.groups:
+                chosen = group.defaults | {name: given[name] for name in group.flags if name in given}
+                values.setdefault(group.options, {}).update(chosen)
+            return {options: options(**chosen) for options, chosen in values.items()}
+        except (UserError, argparse.ArgumentTypeError) as error:
+            parser.error(self.in_flags(str(error)))
+
+    @contextmanager
+    def user_errors(self) -> Iterator[None]:
+        """End the program with the message alone when the user can correct the error."""
+        try:
+            yield
+        except UserError as error:
+            sys.exit(f"error: {self.in_flags(str(error))}")
+
+    def in_flags(self, message: str) -> str:
+        """Replace the parameters that a library error names, `bands` or `bands=(4, 3, 2)`, by this command's flags."""
+
+        def as_flag(match: re.Match) -> str:
+            name, value = match["name"], match["value"]
+            if self._group_of(name) is None:
+                return match[0]
+            try:
+                return " ".join(self._words(name, True if value is None else ast.literal_eval(value)))
+            except (ValueError, SyntaxError):
+                return match[0]
+
+        return re.sub(r"`(?P<name>[a-z]\w*)(?:=(?P<value>[^`]+))?`", as_flag, message)
+
+    def _group_of(self, name: str) -> Group | None:
+        return next((group for group in self.groups if name in group.flags), None)
+
+    def _words(self, name: str, value: Any) -> list[str]:
+        """Return the words that give an option a value: bands (4, 3, 2) as --bands 4,3,2, a switch as --flip."""
+        if value is True:
+            return [f"--{name}"]
+        words = _words_of_value(value)
+        if words and not _takes_many(self._group_of(name), name):
+            words = [",".join(words)]
+        return [f"--{name}", *words] if words else []
+
+    def _parser(self) -> argparse.ArgumentParser:
+        before = f"[{self.positional} ...] " if self.positional else ""
+        parser = argparse.ArgumentParser(
+            prog=f"co2s {self.name}",
+            usage=f"%(prog)s {before}[--flag value ...]",
+            description=self.description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+        )
+        if self.positional is not None:
+            parser.add_argument(self.positional, nargs="*", help=f"The same as --{self.positional}.")
+        first = parser.add_argument_group("the flags that matter most") if self.first else None
+        places = {group.title: parser.add_argument_group(group.title) for group in self.groups}
+        flags = {name: (group, flag) for group in self.groups for name, flag in group.flags.items()}
+        for name in [*self.first, *(name for name in flags if name not in self.first)]:
+            group, flag = flags[name]
+            _add_flag(first if name in self.first else places[group.title], name, flag, group)
+        parser.add_argument(
+            "--config",
+            metavar="FILE",
+            help=f"YAML or JSON file with any of these options, or a recipe of the paper: {', '.join(recipe_names())}. "
+            "The command line wins.",
+        )
+        return parser
+
+    def _words_of_config(self, words: list[str]) -> list[str]:
+        """Return the options of the file that `--config` names, as words of a command line."""
+        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        finder.add_argument("--config")
+        name = finder.parse_known_args(words)[0].config
+        if name is None:
+            return []
+        path = find_config(name)
+        found = []
+        for option, value in read_config(path).items():
+            if self._group_of(option) is None:
+                known = [name for group in self.groups for name in group.flags]
+                meant = difflib.get_close_matches(str(option), known, n=1)
+                raise argparse.ArgumentTypeError(
+                    f"{path}: there is no option '{option}'" + (f"; '{meant[0]}'?" if meant else ".")
+                )
+            found += self._words(option, value)
+        return found
+
+
+def setting(default: T, help: str) -> T:
+    """Make a field of a dataclass that only the command line uses, with its help."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+def own_group(title: str, options: type) -> Group:
+    """Make a group of the fields that were made with [`setting`]."""
+    return Group(title, options, {f.name: Flag(f.metadata["help"]) for f in fields(options) if "help" in f.metadata})
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes in the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_config(name: str) -> Path:
+    """Return the file that `--config` names: a path, or a recipe of the package."""
+    if (path := Path(name)).is_file():
+        return path
+    if (path := RECIPES / f"{name}.yaml").is_file():
+        return path
+    raise argparse.ArgumentTypeError(
+        f"--config is '{name}': neither a file nor a recipe of this package ({', '.join(recipe_names())})."
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the options of a YAML or JSON file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        # BaseLoader keeps all scalars as text: other loaders read "off" and "no", which are values here, as False.
+        options = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=yaml.BaseLoader)
+    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be read: {error}") from error
+    if not isinstance(options, dict):
+        raise argparse.ArgumentTypeError(f"{path} has no options; expected lines such as 'crop_size: 256'.")
+    return options
+
+
+def parse_fraction(text: str) -> float:
+    """Parse "1/8" or "0.125"."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"'{text}' is no fraction; write it as 1/8 or 0.125") from error
+
+
+def _add_flag(place, name: str, flag: Flag, group: Group):
+    """Add one flag to a group of the help; its type comes from the dataclass field."""
+    kind, choices, _ = _kind_of(typing.get_type_hints(group.options)[name])
+    keywords: dict[str, Any] = {"nargs": "+"} if _takes_many(group, name) else {}
+    if flag.parse is None and kind is bool:
+        keywords = {"nargs": "?", "const": True, "type": _parse_bool, "metavar": "true|false"}
+    elif flag.parse is None:
+        keywords |= {"choices": choices} if choices else {"type": kind}
+    if not choices and kind is not bool:
+        keywords["metavar"] = flag.name or name.rsplit("_", 1)[-1].upper()
+    default = group.defaults.get(name, _default_of(group.options, name))
+    shown = flag.help if default in (None, False) or default == [] else f"{flag.help} [{_text_of(default)}]"
+    place.add_argument(f"--{name}", help=shown.replace("%", "%%"), **keywords)
+
+
+def _takes_many(group: Group, name: str) -> bool:
+    return group.flags[name].many or _kind_of(typing.get_type_hints(group.options)[name])[2]
+
+
+def _kind_of(annotation: Any) -> tuple[type, Sequence[str] | None, bool]:
+    """Return the type of one word, the choices, and whether there are several words."""
+    if typing.get_origin(annotation) in (typing.Union, UnionType):
+        annotation = next(part for part in typing.get_args(annotation) if part is not NoneType)
+    if typing.get_origin(annotation) is Literal:
+        return str, typing.get_args(annotation), False
+    if typing.get_origin(annotation) is list:
+        return typing.get_args(annotation)[0], None, True
+    return annotation, None, False
+
+
+def _default_of(options: type, name: str) -> Any:
+    found = next(f for f in fields(options) if f.name == name)
+    return found.default_factory() if found.default_factory is not MISSING else found.default
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
+    return text.lower() == "true"
+
+
+def _parsed(name: str, flag: Flag, given: Any) -> Any:
+    try:
+        return flag.parse(given)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"argument --{name}: {error}") from error
+
+
+def _text_of(value: Any) -> str:
+    return " ".join(_words_of_value(value))
+
+
+def _words_of_value(value: Any) -> list[str]:
+    """Return a value as words: (4, 3, 2) as "4" "3" "2", [(0, 3000)] as "0" "3000", {7: 0, 9: 1} as "7=0,9=1"."""
+    if value in (None, "", "null"):
+        return []
+    if isinstance(value, dict):
+        return [",".join(f"{key}={entry}" for key, entry in value.items())]
+    if isinstance(value, list | tuple):
+        return [word for entry in value for word in _words_of_value(entry)]
+    return [str(value)]
+
+
+__all__ = [
+    "Command",
+    "Flag",
+    "Group",
+    "find_config",
+    "own_group",
+    "parse_fraction",
+    "read_config",
+    "recipe_names",
+    "setting",
+]

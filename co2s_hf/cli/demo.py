@@ -1,0 +1,43 @@
+"""Open a page in the browser: drop an aerial or satellite image to see its land cover and the model's confidence.
+
+  pip install "co2s_hf[demo]"
+  co2s demo --checkpoint outputs/train_semi/model
+
+  # A published model.
+  co2s demo --checkpoint user/name
+
+The page runs on a CPU, too. Only this machine can open it unless --share is given. It shows the images that are dropped
+on it and no other file of the disk. `co2s push --space` publishes the page as a Space.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..utils.errors import UserImportError
+from .arguments import DEFAULT_MODEL
+from .command_line import Command, own_group, setting
+
+
+@dataclass
+class DemoArguments:
+    """Which model to show, and where the page opens."""
+
+    checkpoint: str = setting(DEFAULT_MODEL, "Folder or Hub name of a trained model.")
+    crop_size: int | None = setting(None, "Side of the windows in pixels. Default: that of the model's training.")
+    share: bool = setting(False, "Also make a public link, through Gradio's servers.")
+    port: int | None = setting(None, "Port of the page. Default: the first free one from 7860.")
+
+
+COMMAND = Command(name="demo", description=__doc__, groups=[own_group("page", DemoArguments)])
+
+
+def main(words: Sequence[str] | None = None):
+    """Run `co2s demo` with these words, or those of this process."""
+    args = COMMAND.parse(words)[DemoArguments]
+    with COMMAND.user_errors():
+        try:
+            from .demo_page import Demo, launch
+        except ImportError as error:
+            raise UserImportError(f"The demo needs more libraries ({error}): pip install 'co2s_hf[demo]'.") from error
+        demo = Demo(args.checkpoint, args.crop_size)
+    launch(demo, args.share, args.port)

@@ -1,0 +1,172 @@
+"""Evaluate a trained model on validation images: IoU and F1 per class, for both students and for their fusion.
+
+  co2s evaluate --checkpoint outputs/train_semi/model --data_dir outputs/scenes-seed0
+
+  # A data set on the Hub; a benchmark of the paper, by the paper's protocol.
+  co2s evaluate --checkpoint outputs/train_semi/model --dataset_name user/fields
+  co2s evaluate --checkpoint outputs/train_semi/model --dataset whdld
+
+  # Average with the mirrored image: twice the time, slightly better. Several processes share the images.
+  accelerate launch -m co2s_hf evaluate --checkpoint outputs/train_semi/model --data_dir path/to/folder --flip
+
+  # Add the results to the card of a published model (`hf auth login` first). A local folder is published with them.
+  co2s evaluate --checkpoint user/name --data_dir path/to/folder --push_to_hub
+  co2s evaluate --data_dir path/to/folder --push_to_hub --hub_model_id user/name
+
+Prints a table, and writes metrics.json, confusion.png (predicted against true classes) and predictions.png.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..data.benchmarks import BENCHMARKS
+from ..data.options import DataOptions
+from ..model.configuration_co2s import FUSIONS
+from ..utils.errors import UserValueError
+from .arguments import DATA, DEFAULT_MODEL, HubTarget
+from .command_line import Command, own_group, setting
+
+
+@dataclass
+class EvaluateArguments:
+    """What to evaluate and how."""
+
+    checkpoint: str = setting(DEFAULT_MODEL, "Folder or Hub name of a trained model.")
+    output_dir: str = setting("outputs/evaluation", "New folder for metrics.json and the figures.")
+    crop_size: int | None = setting(None, "Side of the windows in pixels. Default: that of the model's training.")
+    eval_short_side: int | None = setting(
+        None, "Short side that images are scaled to first. Default: that of the model's training."
+    )
+    fusion: Literal[FUSIONS] | None = setting(None, "How the students are fused. Default: the model's configuration.")
+    flip: bool = setting(False, "Average with the predictions for the mirrored images.")
+    num_shown: int = setting(5, "Images in predictions.png.")
+    seed: int = setting(0, "Seed of the drawn sets: that of the training.")
+    use_cpu: bool = setting(False, "Use the CPU even if there is a GPU.")
+    mixed_precision: Literal["no", "bf16"] | None = setting(None, "Default: the choice of `accelerate launch`.")
+
+    def __post_init__(self):
+        if self.num_shown < 1:
+            raise UserValueError(f"`num_shown` is {self.num_shown}; it must be at least 1.")
+
+
+@dataclass
+class PublishArguments(HubTarget):
+    """Whether to publish the results. The repository of a published model is known."""
+
+    push_to_hub: bool = setting(False, "Add the results to the model's card on the Hub (`hf auth login` first).")
+
+
+COMMAND = Command(
+    name="evaluate",
+    description=__doc__,
+    groups=[own_group("evaluation", EvaluateArguments), DATA, own_group("Hub", PublishArguments)],
+    first=("checkpoint", "data_dir", "dataset_name", "output_dir", "flip"),
+)
+
+
+def main(words: Sequence[str] | None = None):
+    """Run `co2s evaluate` with these words, or those of this process."""
+    arguments = COMMAND.parse(words)
+    with COMMAND.user_errors():
+        run(arguments[EvaluateArguments], arguments[DataOptions], arguments[PublishArguments])
+
+
+def run(args: EvaluateArguments, data_options: DataOptions, hub: PublishArguments):
+    """Evaluate, write the results, and publish them if asked to."""
+    from dataclasses import replace
+
+    from ..data.sources import open_source
+    from ..data.validation.report import announce
+    from ..inference.images import load_for_prediction
+    from ..training.evaluation import evaluate
+    from ..utils.devices import make_accelerator
+    from ..utils.files import check_new_folder
+    from .model_folders import claim
+
+    follow_paper(args, data_options)
+    complete_hub(args, hub)
+    accelerator = make_accelerator(args.use_cpu, args.mixed_precision)
+    is_main = accelerator.is_main_process
+    if is_main:
+        check_new_folder(args.output_dir)
+    revision = None if Path(args.checkpoint).is_dir() else hub.hub_revision
+    model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size, revision)
+    repository = claim(hub, accelerator)
+    model.to(accelerator.device)
+    if args.eval_short_side is not None:
+        image_processor.do_resize, image_processor.size = True, {"shortest_edge": args.eval_short_side}
+    with accelerator.main_process_first():  # the others find its results in the cache
+        data = open_source(data_options, args.seed, progress=is_main, config=model.config, needed=("validation",))
+    id2label = model.config.id2label
+    if data.id2label != id2label:
+        raise UserValueError(
+            f"{args.checkpoint} predicts {', '.join(id2label.values())}, but the data is labelled with "
+            f"{', '.join(data.id2label.values())}. Evaluate a model of these classes."
+        )
+    if is_main:
+        announce(data)
+    found = evaluate(model, image_processor, data, data_options, crop_size, accelerator, args.flip)
+    found = replace(found, checkpoint=args.checkpoint)
+    if is_main:
+        print(found.table())
+        write_results(Path(args.output_dir), found, model, image_processor, data.validation[: args.num_shown])
+    accelerator.end_training()
+    if repository is not None:
+        print(f"The results are on the card of {publish_results(args, repository, found, hub.hub_revision)}")
+
+
+def follow_paper(args: EvaluateArguments, data_options: DataOptions):
+    """Use the drawn scenes if no data is named, and the paper's protocol for its benchmarks."""
+    if not data_options.has_source:
+        data_options.data_dir = "outputs/scenes-seed0"  # the scenes that `co2s train` draws
+    if data_options.dataset is not None:
+        benchmark = BENCHMARKS[data_options.dataset]
+        args.crop_size = args.crop_size or benchmark.crop_size
+        args.eval_short_side = args.eval_short_side or benchmark.eval_short_side
+
+
+def complete_hub(args: EvaluateArguments, hub: PublishArguments):
+    """Take the repository from the name of a published model, and refuse another one."""
+    from ..hub.publishing import check_publishable
+    from .arguments import HubArguments
+
+    is_published = not Path(args.checkpoint).is_dir()
+    if hub.push_to_hub and is_published:
+        hub.hub_model_id = hub.hub_model_id or args.checkpoint
+    HubArguments(**vars(hub))  # checks them
+    if hub.push_to_hub and not is_published:
+        check_publishable(args.checkpoint)
+    if is_published and hub.hub_model_id not in (None, args.checkpoint):
+        raise UserValueError(
+            f"The results go to the card of {args.checkpoint}. Leave out `hub_model_id='{hub.hub_model_id}'`."
+        )
+
+
+def write_results(output_dir: Path, found, model, image_processor, shown):
+    """Write metrics.json, confusion.png and predictions.png."""
+    from ..training.evaluation import predict_examples
+    from ..utils.figures import draw_confusion, draw_predictions, palette_or_default
+    from ..utils.files import write_json
+
+    id2label = model.config.id2label
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / "metrics.json", found.to_dict())
+    draw_confusion(found.confusion.counts.numpy(), id2label, output_dir / "confusion.png")
+    examples = predict_examples(model, image_processor, shown, found.crop_size)
+    palette = palette_or_default(model.config.palette, len(id2label))
+    draw_predictions(examples, id2label, palette, output_dir / "predictions.png")
+    print(f"Wrote metrics.json, confusion.png and predictions.png into {output_dir}.")
+
+
+def publish_results(args: EvaluateArguments, repository: str, found, revision: str | None) -> str:
+    """Put the results on the model's card on the Hub; return its address."""
+    from ..hub.cards import add_evaluation
+    from ..hub.publishing import publish, publish_evaluation
+
+    figure = Path(args.output_dir) / "confusion.png"
+    if Path(args.checkpoint).is_dir():
+        add_evaluation(args.checkpoint, found, figure)
+        return publish(args.checkpoint, repository, revision)
+    return publish_evaluation(repository, found, figure, revision)

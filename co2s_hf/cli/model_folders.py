@@ -1,0 +1,64 @@
+"""Complete a trained folder so that it can be published: facts, figures, samples and card; then publish it."""
+
+import json
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ..hub.cards import CURVES, PREDICTIONS, SAMPLES, TRAINING_FILE, without_secrets, write_card
+from ..hub.publishing import claim_repository, publish
+from ..model.image_processing_co2s import Co2SImageProcessor
+from ..model.modeling_co2s import Co2SForSemanticSegmentation
+from ..training.evaluation import Evaluation, predict_examples
+from ..training.loop import Trained
+from ..utils.figures import draw_predictions, palette_or_default
+from ..utils.files import write_text
+from .arguments import HubArguments
+
+
+SAMPLE_PX = 1024  # longest side of the widget's samples
+
+
+def claim(hub: HubArguments, accelerator: Accelerator) -> str | None:
+    """Make sure, before any expensive work, that the repository can be written to; its full name, if any."""
+    if not hub.push_to_hub or not accelerator.is_main_process:
+        return None
+    return claim_repository(hub.hub_model_id, hub.hub_private_repo, hub.hub_revision)
+
+
+def describe(trained: Trained, num_samples: int):
+    """Add facts, figures, samples and a card to the folders that a training has written.
+
+    Args:
+        trained: What the training returned.
+        num_samples: Validation images to include, with their predictions.
+    """
+    for folder in filter(None, (trained.folder, trained.best_folder)):
+        write_text(folder / TRAINING_FILE, without_secrets(json.dumps(trained.record, indent=1)))
+        for pictures in (folder / CURVES).parent, folder / SAMPLES:  # of an earlier end of the run
+            shutil.rmtree(pictures, ignore_errors=True)
+            pictures.mkdir()
+        shutil.copyfile(folder.parent / "curves.png", folder / CURVES)
+        if num_samples:
+            _add_samples(folder, trained, num_samples)
+        write_card(folder, Evaluation.read(folder / "metrics.json"), trained.config)
+
+
+def publish_result(trained: Trained, repository: str | None, revision: str | None):
+    """Publish the best folder, or the only one, if a repository was claimed."""
+    if repository is not None:
+        folder = trained.best_folder or trained.folder
+        print(f"Published {folder}: {publish(folder, repository, revision)}")
+
+
+def _add_samples(folder: Path, trained: Trained, num_samples: int):
+    data = trained.data
+    model = Co2SForSemanticSegmentation.from_pretrained(folder)
+    image_processor = Co2SImageProcessor.from_pretrained(folder)
+    shown = predict_examples(model, image_processor, data.validation[:num_samples], trained.evaluation.crop_size)
+    palette = palette_or_default(data.palette, len(data.id2label))
+    draw_predictions(shown, data.id2label, palette, folder / PREDICTIONS)
+    for number, example in enumerate(shown):
+        example.image.thumbnail((SAMPLE_PX, SAMPLE_PX))
+        example.image.save(folder / SAMPLES / f"validation_{number}.png")

@@ -1,0 +1,120 @@
+"""Check any data source, and turn it into one data set with all images, label maps, sets and classes inside.
+
+  # A folder whose sets are drawn, for `co2s train --dataset_name prepared/fields`.
+  co2s prepare --data_dir path/to/folder --labeled_fraction 1/8 --output_dir prepared/fields
+
+  # Only check the data and draw what it contains.
+  co2s prepare --data_dir path/to/folder --report report.html
+
+  # Cut large images into overlapping tiles of 512 px; 16-bit bands as RGB; coloured masks as classes.
+  co2s prepare --data_dir path/to/folder --output_dir prepared/tiles --tile_size 512 --tile_overlap 64 \\
+      --bands 4,3,2 --scale percentiles --label_colors classes.json
+
+  # To the Hub (`hf auth login` first), for `co2s train --dataset_name user/fields`.
+  co2s prepare --data_dir path/to/folder --push_to_hub user/fields --private
+
+The data set has the splits labeled, unlabeled and validation with the bytes of all files, and classes.json (names,
+colours, concepts, ignore value). Files keep their bytes unless a rule changes them. Your files are only read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..data.options import DataOptions
+from ..utils.errors import UserValueError
+from .arguments import DATA
+from .command_line import Command, Flag, Group, own_group, setting
+
+
+@dataclass
+class PrepareArguments:
+    """Where the data set goes, and how images are cut."""
+
+    output_dir: str | None = setting(None, "New folder for the data set.")
+    push_to_hub: str | None = setting(None, "Data set repository on the Hub to write to, as user/name.")
+    private: bool = setting(False, "Make that repository private, if it is new.")
+    tile_size: int | None = setting(None, "Cut larger images into tiles with this side, in pixels.")
+    tile_overlap: int = setting(0, "Pixels that neighbouring tiles share.")
+    report: str | None = setting(None, "Draw samples, class shares and sizes into this file (.html or .png).")
+    seed: int = setting(0, "Seed of the drawn sets.")
+
+    def __post_init__(self):
+        if self.report is not None and not self.report.lower().endswith((".html", ".png")):
+            raise UserValueError(f"`report` is '{self.report}'; name a file that ends in .html or .png.")
+        if self.output_dir is None and self.push_to_hub is None and self.report is None:
+            raise UserValueError("Name the result: `output_dir`, `push_to_hub` or `report`.")
+
+
+SPLIT_COLUMN = Flag(
+    "Column that says labeled, unlabeled or validation. Default: the splits' names; rows without a label are unlabelled."
+)
+COMMAND = Command(
+    name="prepare",
+    description=__doc__,
+    groups=[
+        own_group("result", PrepareArguments),
+        Group(DATA.title, DATA.options, DATA.flags | {"split_column": SPLIT_COLUMN}),
+    ],
+    first=("data_dir", "dataset_name", "labeled_fraction", "tile_size", "output_dir", "push_to_hub", "report"),
+)
+
+
+def main(words: Sequence[str] | None = None):
+    """Run `co2s prepare` with these words, or those of this process."""
+    arguments = COMMAND.parse(words)
+    with COMMAND.user_errors():
+        run(arguments[PrepareArguments], arguments[DataOptions])
+
+
+def run(args: PrepareArguments, data_options: DataOptions):
+    """Check the data, and write the data set."""
+    import tempfile
+
+    from ..data.export import check_tiles
+    from ..data.reading import ImageRule
+    from ..data.sources import open_source
+    from ..data.validation.report import announce
+    from ..utils.files import check_new_folder
+
+    if not data_options.has_source:
+        raise UserValueError("Name the data to prepare: `data_dir`, `dataset_name` or `dataset`.")
+    check_tiles(args.tile_size, args.tile_overlap)
+    if args.output_dir is not None:
+        check_new_folder(args.output_dir)
+    source = open_source(data_options, args.seed, progress=True, with_hidden_labels=True)
+    announce(source, args.report)
+    rule = source.labeled.image_rule
+    if rule != ImageRule():
+        print(
+            f"The images are written as RGB, from bands {rule.bands or 'in their order'} with scale {rule.scale}. A model "
+            "trained on them needs the same --bands and --scale for raw files."
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        write_data_set(args, source, temporary)
+
+
+def write_data_set(args: PrepareArguments, source, temporary: str):
+    """Write the data set into the output folder, to the Hub, or both."""
+    from pathlib import Path
+
+    from huggingface_hub import upload_file
+
+    from ..data.export import description, prepared
+    from ..data.listings import CLASSES_FILE
+    from ..utils.files import write_json, written_beside
+
+    if args.output_dir is None and args.push_to_hub is None:
+        return
+    splits = prepared(source, args.tile_size, args.tile_overlap, temporary)
+    counts = ", ".join(f"{len(table)} {name}" for name, table in splits.items())
+    if args.output_dir is not None:
+        with written_beside(args.output_dir) as target:
+            splits.save_to_disk(target)
+            write_json(target / CLASSES_FILE, description(source))
+        print(f"Wrote {counts} images: co2s train --dataset_name {args.output_dir}")
+    if args.push_to_hub is not None:
+        splits.push_to_hub(args.push_to_hub, private=args.private or None)
+        path = Path(temporary) / CLASSES_FILE
+        write_json(path, description(source))
+        upload_file(path_or_fileobj=path, path_in_repo=CLASSES_FILE, repo_id=args.push_to_hub, repo_type="dataset")
+        print(f"Pushed {counts} images: co2s train --dataset_name {args.push_to_hub}")

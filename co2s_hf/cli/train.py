@@ -1,0 +1,75 @@
+"""Train both Co2S students on a few labelled and many unlabelled images.
+
+  # Drawn scenes and a tiny model from scratch: shows everything in minutes on a CPU.
+  co2s train
+
+  # Your folder with images/ and labels/. The sets are drawn: one image in eight keeps its labels.
+  co2s train --data_dir path/to/folder --labeled_fraction 1/8
+
+  # A data set on the Hub, or on disk. Rows without a label map are unlabelled.
+  co2s train --dataset_name user/fields --image_column photo --label_column mask
+
+  # Several GPUs and pretrained backbones, as in the paper (DINOv3 is gated: accept its terms, `hf auth login`).
+  accelerate launch --multi_gpu --mixed_precision bf16 -m co2s_hf train --data_dir path/to/folder \\
+      --clip_model openai/clip-vit-base-patch16 --dinov3_model facebook/dinov3-vitb16-pretrain-lvd1689m \\
+      --crop_size 256 --per_device_train_batch_size 2 --num_train_epochs 80 --eval_epochs 5
+
+  # A run of the paper.
+  accelerate launch --multi_gpu --num_processes 4 -m co2s_hf train --config whdld
+
+  # The baseline without the unlabelled images.
+  co2s train --method supervised --output_dir outputs/supervised
+
+  # Publish on the Hub with a model card (`hf auth login` first).
+  co2s train --push_to_hub --hub_model_id user/name --hub_private_repo
+
+  # Options from a file, and others on the command line.
+  co2s train --config my_run.yaml --seed 1
+
+  # Continue after an interruption, with the same options.
+  co2s train --resume_from_checkpoint last
+"""
+
+import sys
+from collections.abc import Sequence
+
+from ..data.options import DataOptions
+from ..training.options import TrainingOptions
+from .arguments import CARD, DATA, CardArguments, training_groups
+from .command_line import Command
+
+
+COMMAND = Command(
+    name="train",
+    description=__doc__,
+    groups=[DATA, *training_groups(), CARD],
+    first=(
+        "data_dir",
+        "dataset_name",
+        "labeled_fraction",
+        "class_names",
+        "clip_model",
+        "dinov3_model",
+        "crop_size",
+        "per_device_train_batch_size",
+        "max_train_steps",
+        "output_dir",
+    ),
+)
+
+
+def main(words: Sequence[str] | None = None):
+    """Run `co2s train` with these words, or those of this process."""
+    words = list(sys.argv[1:] if words is None else words)
+    arguments = COMMAND.parse(words)
+    with COMMAND.user_errors():
+        from ..training import loop  # the imports below cost seconds, and --help must be quick
+        from .model_folders import claim, describe, publish_result
+
+        hub = arguments[CardArguments]
+        run = loop.setup(arguments[TrainingOptions], arguments[DataOptions], command=["train", *words])
+        repository = claim(hub, run.accelerator)
+        trained = loop.train(run)
+        if run.accelerator.is_main_process:
+            describe(trained, hub.card_samples)
+            publish_result(trained, repository, hub.hub_revision)

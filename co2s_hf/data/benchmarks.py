@@ -1,0 +1,331 @@
+"""The six benchmarks as the paper uses them: classes, palette, concepts, protocol, images and image lists."""
+
+import hashlib
+import urllib.request
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from huggingface_hub.constants import HF_HOME
+
+from ..utils.errors import UserFileNotFoundError, UserOSError, UserValueError
+from ..utils.files import write_text
+from .splits import SPLIT_FILES, SPLITS, Line, read_list
+
+
+DATASETS_REPOSITORY = "XavierJiezou/co2s-datasets"  # on the Hub: <folder>/images, <folder>/labels
+SPLITS_URL = "https://raw.githubusercontent.com/XavierJiezou/Co2S/main/splits"  # the authors' lists
+CACHE = Path(HF_HOME) / "co2s_hf" / "splits"
+TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class ClassFacts:
+    """One class.
+
+    Args:
+        name: Its name.
+        color: Its RGB colour.
+        synonyms: Other words for it, separated by commas.
+    """
+
+    name: str
+    color: tuple[int, int, int]
+    synonyms: str
+
+    @property
+    def concepts(self) -> list[str]:
+        """The texts that the class's text embedding is the mean of: the name, then the synonyms."""
+        return [self.name, *self.synonyms.split(", ")]
+
+    def to_dict(self) -> dict:
+        """The entry of the class in a classes.json."""
+        return {"name": self.name, "color": list(self.color), "concepts": self.concepts}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark: its classes, in label order, and the paper's protocol for it.
+
+    Args:
+        classes: The classes.
+        folder: Folder of the images and labels in the data repository on the Hub.
+        partitions: Denominators of the labelled shares for which lists exist, the smallest share first.
+        num_training: Number of training images, labelled and unlabelled.
+        num_validation: Number of validation images.
+        reduce_labels: In the label files 0 means "no class" and the classes start at 1. Otherwise 255 means "no class"
+            and the classes start at 0.
+        crop_size: Side of training crops and of evaluation windows, in pixels.
+        images_per_device: Labelled images per step on each of the paper's four GPUs.
+        num_epochs: Passes through the unlabelled list.
+        base_size: (long, short) side in pixels that training images are scaled to fit into before the random scale.
+        eval_short_side: Short side in pixels that validation images are scaled to.
+    """
+
+    classes: tuple[ClassFacts, ...]
+    folder: str
+    partitions: tuple[int, ...]
+    num_training: int
+    num_validation: int
+    reduce_labels: bool
+    crop_size: int
+    images_per_device: int
+    num_epochs: int = 80
+    base_size: tuple[int, int] | None = (2048, 512)
+    eval_short_side: int = 512
+
+    def num_labeled(self, partition: int) -> int:
+        """Number of training images that keep their labels at 1/partition."""
+        return self.num_training // partition
+
+    def denominator(self, partition: str | None) -> int:
+        """Read a partition such as "1_24" or "1/24". None means the smallest share.
+
+        Raises:
+            UserValueError: The benchmark has no lists for it.
+        """
+        if partition is None:
+            return self.partitions[0]
+        denominators = {f"1{sign}{denominator}": denominator for denominator in self.partitions for sign in "_/"}
+        if partition not in denominators:
+            known = ", ".join(f"1_{denominator}" for denominator in self.partitions)
+            raise UserValueError(f"`partition` is '{partition}'; {self.folder} has {known}.")
+        return denominators[partition]
+
+    @property
+    def config_kwargs(self) -> dict:
+        """The fields of [`Co2SConfig`] that describe the classes."""
+        return {
+            "id2label": {index: facts.name for index, facts in enumerate(self.classes)},
+            "palette": [list(facts.color) for facts in self.classes],
+            "class_concepts": {facts.name: facts.concepts for facts in self.classes},
+        }
+
+
+_WHDLD_CLASSES = (
+    ClassFacts(
+        "building", (255, 0, 0), "residential building, commercial building, industrial building, high-rise, low-rise"
+    ),
+    ClassFacts("road", (255, 255, 0), "highway, arterial road, residential road, asphalt road, concrete road"),
+    ClassFacts(
+        "pavement", (192, 192, 0), "sidewalk, pedestrian path, concrete pavement, brick pavement, stone pavement"
+    ),
+    ClassFacts("vegetation", (0, 255, 0), "tree, shrub, grassland, farmland, vegetation patch"),
+    ClassFacts(
+        "bare soil", (128, 128, 128), "unvegetated land, soil exposure, construction site, quarry, desert area"
+    ),
+    ClassFacts("water", (0, 0, 255), "lake, river, pond, water body, water surface, reservoir"),
+)
+
+_LOVEDA_CLASSES = (
+    ClassFacts("background", (255, 255, 255), "undeveloped land, open space, background area, unclassified region"),
+    ClassFacts(
+        "building",
+        (255, 0, 0),
+        "residential building, commercial building, industrial building, public building, high-rise",
+    ),
+    ClassFacts("road", (255, 255, 0), "highway, urban road, rural road, asphalt road, concrete road"),
+    ClassFacts("water", (0, 0, 255), "lake, river, pond, reservoir, water body"),
+    ClassFacts("barren", (159, 129, 183), "bare soil, desert, construction site, mining area, exposed rock"),
+    ClassFacts("forest", (0, 255, 0), "deciduous forest, evergreen forest, mixed forest, woodland, tree canopy"),
+    ClassFacts("agriculture", (255, 195, 128), "farmland, cropland, orchard, vineyard, greenhouse"),
+)
+
+_POTSDAM_CLASSES = (
+    ClassFacts("impervious_surface", (255, 255, 255), "asphalt, concrete, pavement, roof, sidewalk"),
+    ClassFacts(
+        "building", (0, 0, 255), "residential building, commercial building, church, factory, historical building"
+    ),
+    ClassFacts("low_vegetation", (0, 255, 255), "grass, lawn, meadow, pasture, flower bed"),
+    ClassFacts("tree", (0, 255, 0), "deciduous tree, evergreen tree, tree row, park tree, forest edge"),
+    ClassFacts("car", (255, 255, 0), "passenger car, truck, van, bus, parked vehicle"),
+    ClassFacts("clutter", (255, 0, 0), "fence, wall, railway, construction site, unclassified object"),
+)
+
+_GID15_CLASSES = (
+    ClassFacts(
+        "industrial_land",
+        (200, 0, 0),
+        "factory area, industrial park, workshop zone, warehouse area, industrial facility",
+    ),
+    ClassFacts(
+        "urban_residential",
+        (250, 0, 150),
+        "apartment area, high-density housing, urban housing, residential block, city community",
+    ),
+    ClassFacts(
+        "rural_residential",
+        (200, 150, 150),
+        "village housing, countryside settlement, rural homestead, low-rise rural house, scattered village",
+    ),
+    ClassFacts(
+        "traffic_land", (250, 150, 150), "road network, highway, urban road, transport corridor, parking and driveway"
+    ),
+    ClassFacts(
+        "paddy_field", (0, 200, 0), "rice field, paddy rice farmland, flooded field, irrigated paddy, cultivated paddy"
+    ),
+    ClassFacts(
+        "irrigated_land",
+        (150, 250, 0),
+        "irrigated farmland, canal-irrigated field, well-irrigated cropland, watered field, intensive irrigated land",
+    ),
+    ClassFacts(
+        "dry_cropland",
+        (150, 200, 150),
+        "rainfed cropland, dry farming field, non-irrigated farmland, upland crop field, seasonal cropland",
+    ),
+    ClassFacts(
+        "garden_plot", (200, 0, 200), "orchard, vegetable garden, economic crop field, plantation, horticultural land"
+    ),
+    ClassFacts(
+        "arbor_woodland",
+        (150, 0, 250),
+        "forest land, tree plantation, tall woodland, closed canopy forest, tree-covered area",
+    ),
+    ClassFacts(
+        "shrub_land", (150, 150, 250), "bushland, scrub vegetation, low shrub area, shrub-covered slope, sparse shrub"
+    ),
+    ClassFacts(
+        "natural_grassland", (250, 200, 0), "native grassland, pasture, meadow, natural herbaceous area, grazing land"
+    ),
+    ClassFacts(
+        "artificial_grassland",
+        (200, 200, 0),
+        "man-made grassland, artificial lawn, urban green grass, reclaimed grassland, managed grass field",
+    ),
+    ClassFacts("river", (0, 0, 200), "river channel, stream, watercourse, flowing water, river system"),
+    ClassFacts("lake", (0, 150, 200), "water lake, inland lake, large water body, open water surface, natural lake"),
+    ClassFacts("pond", (0, 200, 250), "fish pond, small water pond, artificial pond, storage pond, still water body"),
+)
+
+_MARS_CLASSES = (
+    ClassFacts(
+        "Martian Soil", (128, 0, 0), "mars soil, red soil, martian regolith, planetary soil, extraterrestrial soil"
+    ),
+    ClassFacts("Sands", (0, 128, 0), "martian sand, fine grains, loose sand, desert sand, silica sand"),
+    ClassFacts("Gravel", (128, 128, 0), "martian gravel, coarse gravel, pebbles, stone fragments, rocky gravel"),
+    ClassFacts("Bedrock", (0, 0, 128), "martian bedrock, solid rock, bedrock layer, parent rock, foundation rock"),
+    ClassFacts("Rocks", (128, 0, 128), "martian rocks, boulders, stone blocks, rock formations, large rocks"),
+    ClassFacts("Tracks", (0, 128, 128), "rover tracks, vehicle tracks, wheel tracks, trail marks, path imprints"),
+    ClassFacts("Shadows", (128, 128, 128), "martian shadows, rock shadows, shadow regions, dark areas, sun shadows"),
+    ClassFacts(
+        "Unknown",
+        (64, 0, 0),
+        "unidentified object, unknown material, ambiguous feature, unclassified, mysterious object",
+    ),
+    ClassFacts(
+        "Background",
+        (192, 0, 0),
+        "martian background, scene background, context area, surroundings, environment background",
+    ),
+)
+
+
+# GID-15 (labels 0 to 14), MER and MSL count their classes from 0.
+_from_0 = partial(Benchmark, reduce_labels=False, crop_size=512, images_per_device=1, partitions=(8, 4))
+_from_1 = partial(Benchmark, reduce_labels=True)
+
+BENCHMARKS = {
+    "whdld": _from_1(
+        _WHDLD_CLASSES,
+        folder="WHDLD",
+        partitions=(32, 24, 16, 8, 4),
+        num_training=4446,
+        num_validation=494,
+        crop_size=256,
+        images_per_device=2,
+    ),
+    "loveda": _from_1(
+        _LOVEDA_CLASSES,
+        folder="LOVEDA",
+        partitions=(40, 24, 16, 8, 4),
+        num_training=3771,
+        num_validation=420,
+        crop_size=512,
+        images_per_device=1,
+        base_size=None,
+        eval_short_side=1024,
+    ),
+    "potsdam": _from_1(
+        _POTSDAM_CLASSES,
+        folder="POTSDAM",
+        partitions=(32, 24, 16, 8, 4),
+        num_training=4924,
+        num_validation=548,
+        crop_size=512,
+        images_per_device=1,
+    ),
+    "gid": _from_0(_GID15_CLASSES, folder="GID", num_training=2736, num_validation=684),
+    "mer": _from_0(_MARS_CLASSES, folder="MER", num_training=851, num_validation=213, num_epochs=150),
+    "msl": _from_0(_MARS_CLASSES, folder="MSL", num_training=3141, num_validation=786),
+}
+
+
+def load_lists(dataset: str, denominator: int, splits_dir: Path | None = None) -> dict[str, list[Line]]:
+    """Load the labelled, unlabelled and validation lists of a benchmark.
+
+    Args:
+        dataset: Key of `BENCHMARKS`.
+        denominator: Denominator of the labelled share.
+        splits_dir: Read the lists here: the authors' folder of lists, its folder of one benchmark, or a folder with
+            labeled.txt, unlabeled.txt and val.txt, such as a run writes. None: download them from the authors'
+            repository, once.
+
+    Raises:
+        UserOSError: A list is not in the cache and cannot be downloaded.
+        UserFileNotFoundError: The folder lacks a list.
+        UserValueError: A list is empty or malformed.
+    """
+    lists = {}
+    for split in SPLITS:
+        name = SPLIT_FILES[split] if split == "validation" else f"1_{denominator}/{SPLIT_FILES[split]}"
+        if splits_dir is None:
+            path = _downloaded(f"{SPLITS_URL}/{dataset}/{name}")
+        else:
+            candidates = [splits_dir / dataset / name, splits_dir / name, splits_dir / SPLIT_FILES[split]]
+            path = next((path for path in candidates if path.exists()), None)
+            if path is None:
+                raise UserFileNotFoundError(
+                    f"`splits_dir` is '{splits_dir}', which has none of "
+                    f"{', '.join(dict.fromkeys((f'{dataset}/{name}', name, SPLIT_FILES[split])))}."
+                )
+        lists[split] = read_list(path, label_needed=split != "unlabeled")
+    return lists
+
+
+def size_warnings(dataset: str, denominator: int, sizes: dict[str, int]) -> list[str]:
+    """Name the lists that have another length than in the paper.
+
+    Args:
+        dataset: Key of `BENCHMARKS`.
+        denominator: Denominator of the labelled share.
+        sizes: "labeled", "unlabeled" and "validation" -> number of images in the list.
+
+    Returns:
+        One message per list that differs.
+    """
+    facts = BENCHMARKS[dataset]
+    labeled = facts.num_labeled(denominator)
+    expected = {"labeled": labeled, "unlabeled": facts.num_training - labeled, "validation": facts.num_validation}
+    return [
+        f"The {split} list of {dataset} at 1/{denominator} has {sizes[split]} images; the paper's has {count}. "
+        "Results will not be comparable."
+        for split, count in expected.items()
+        if sizes[split] != count
+    ]
+
+
+def _downloaded(url: str) -> Path:
+    """Return the cached copy of a file, and download it first if there is none."""
+    path = CACHE / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rsplit("/", 1)[1]
+    if not path.exists():
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+                text = answer.read().decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserOSError(
+                f"{url} cannot be downloaded: {error}. Try again, or copy the authors' folder of lists here and name "
+                "it with `splits_dir`."
+            ) from error
+        write_text(path, text)
+    return path

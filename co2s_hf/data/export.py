@@ -1,0 +1,144 @@
+"""Convert an opened data source to a `datasets.DatasetDict` that contains the images and the label maps.
+
+Files that are read without a rule keep their bytes. Other images and label maps are stored as PNG after their rule is
+applied, so that training gets the same values.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, Features
+from datasets import Image as ImageColumn
+from PIL import Image
+
+from ..utils.errors import UserValueError
+from .reading import IGNORE, ImageRule, LabelRule, StoredFile
+from .samples import Sample, Samples
+from .sources import Source
+from .splits import SPLITS
+
+
+FEATURES = Features({"image": ImageColumn(), "label": ImageColumn()})
+
+
+def prepared(
+    source: Source, tile_size: int | None = None, tile_overlap: int = 0, cache_dir: str | Path | None = None
+) -> DatasetDict:
+    """Convert a source to a data set with the splits `labeled`, `unlabeled` and `validation`.
+
+    Args:
+        source: The opened source.
+        tile_size: Cut larger images into square tiles of this side in pixels. The last tile of a row or column is
+            moved inside the image. None: do not cut.
+        tile_overlap: Least number of pixels that neighbouring tiles share.
+        cache_dir: Folder for temporary files. None: the cache of `datasets`.
+
+    Returns:
+        Data set with the columns `image` (8-bit RGB or grey) and `label` (class indices, 255 for pixels without a
+        class; null for an image without a label map). Both contain the bytes of the files.
+
+    Raises:
+        UserValueError: The overlap is not smaller than the tile.
+    """
+    check_tiles(tile_size, tile_overlap)
+    return DatasetDict(
+        {
+            split: Dataset.from_generator(
+                _rows,
+                features=FEATURES,
+                cache_dir=None if cache_dir is None else str(cache_dir),
+                gen_kwargs={"samples": getattr(source, split), "tile_size": tile_size, "tile_overlap": tile_overlap},
+                split=split,
+            )
+            for split in SPLITS
+        }
+    )
+
+
+def check_tiles(tile_size: int | None, tile_overlap: int):
+    """Check that the overlap is smaller than the tile.
+
+    Raises:
+        UserValueError: It is not, or it is negative.
+    """
+    if tile_size is not None and not 0 <= tile_overlap < tile_size:
+        raise UserValueError(
+            f"`tile_overlap` is {tile_overlap}; expected 0 or more, and less than `tile_size`, which is {tile_size}."
+        )
+
+
+def description(source: Source) -> dict:
+    """Return the content of classes.json for the exported data set: the classes and the ignore index."""
+    classes = []
+    for index, name in source.id2label.items():
+        entry = {"name": name}
+        if source.palette is not None:
+            entry["color"] = source.palette[index]
+        if source.class_concepts is not None:
+            entry["concepts"] = source.class_concepts[name]
+        classes.append(entry)
+    return {"classes": classes, "ignore_index": IGNORE}
+
+
+def tile_boxes(size: tuple[int, int], tile_size: int, overlap: int) -> list[tuple[int, int, int, int]]:
+    """Compute the tiles that cover an image.
+
+    Args:
+        size: Width and height of the image in pixels.
+        tile_size: Side of a tile in pixels. A smaller image is one tile.
+        overlap: Least number of pixels that neighbouring tiles share.
+
+    Returns:
+        Boxes (left, upper, right, lower) in pixels, row by row.
+    """
+
+    def starts(length: int) -> list[int]:
+        if length <= tile_size:
+            return [0]
+        return [*range(0, length - tile_size, tile_size - overlap), length - tile_size]
+
+    width, height = size
+    return [
+        (left, upper, min(left + tile_size, width), min(upper + tile_size, height))
+        for upper in starts(height)
+        for left in starts(width)
+    ]
+
+
+def _rows(samples: Samples, tile_size: int | None, tile_overlap: int) -> Iterator[dict]:
+    for sample in samples:
+        if tile_size is not None:
+            yield from _tiles(sample, tile_size, tile_overlap)
+            continue
+        image = _cell(sample.image, None if sample.image_rule == ImageRule() else sample.load_image)
+        label = None
+        if sample.label is not None:
+            label = _cell(sample.label, None if sample.label_rule == LabelRule() else sample.load_label)
+        yield {"image": image, "label": label}
+
+
+def _cell(file: StoredFile, load: Callable[[], Image.Image] | None) -> dict:
+    """Return the cell for a file: its own bytes, or a PNG of what `load` returns."""
+    path = Path(file.path)
+    if load is None:
+        return {"bytes": file.read_bytes(), "path": path.name}
+    return {"bytes": _png(load()), "path": path.with_suffix(".png").name}
+
+
+def _tiles(sample: Sample, tile_size: int, overlap: int) -> Iterator[dict]:
+    image = sample.load_image()
+    label = None if sample.label is None else sample.load_label()
+    for left, upper, right, lower in tile_boxes(image.size, tile_size, overlap):
+        box, name = (left, upper, right, lower), f"{Path(sample.image.path).stem}_{left}_{upper}.png"
+        cells = {"image": image, "label": label}
+        yield {
+            column: None if picture is None else {"bytes": _png(picture.crop(box)), "path": name}
+            for column, picture in cells.items()
+        }
+
+
+def _png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format="PNG")
+    return stream.getvalue()

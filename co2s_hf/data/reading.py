@@ -1,0 +1,464 @@
+"""Read image files as 8-bit RGB and label files as maps of class indices, under explicit rules.
+
+The meaning of bands, bit depths and label values is never guessed. A file that the rules do not cover is refused, and
+the error describes its content.
+"""
+
+import io
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from ..model.configuration_co2s import Co2SConfig
+from ..utils.errors import UserFileNotFoundError, UserImportError, UserValueError
+from .options import IGNORE
+
+
+UNKNOWN = -1  # index of a label value or colour that no rule covers
+PERCENTILES = (2, 98)  # of a band's values: they become 0 and 255 with `scale="percentiles"`
+PERCENTILE_SAMPLE_PX = 256  # about as many rows and columns of each file enter the percentiles
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+REPLACE_FILE = "Replace it, or remove it from its list."
+
+
+def find_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
+    """Find all image files in a folder and its subfolders. Hidden files and folders are skipped.
+
+    Args:
+        folder: Where to search. Links to folders are followed.
+        suffixes: Suffixes of image files, in lower case.
+
+    Returns:
+        Paths in sorted order.
+
+    Raises:
+        UserFileNotFoundError: The folder does not exist.
+    """
+    if not folder.is_dir():
+        raise UserFileNotFoundError(f"The folder '{folder}' does not exist.")
+    found = []
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in suffixes)
+
+
+def base_scale(size: tuple[int, int], base_size: tuple[int, int] | None) -> float:
+    """Compute the factor that scales an image to fit into `base_size`.
+
+    Args:
+        size: Width and height of the image in pixels.
+        base_size: Long and short side in pixels, for images in landscape and in portrait format. None gives 1.
+    """
+    return 1.0 if base_size is None else min(max(base_size) / max(size), min(base_size) / min(size))
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file on disk, or a file whose bytes are in a data set.
+
+    Args:
+        path: Path on disk, or the name that a data set holds for the file (may be empty).
+        data: The bytes, if they are in a data set.
+        row: Split and row of the data set, for messages.
+    """
+
+    path: str
+    data: bytes | None = None
+    row: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.row, self.path)))
+
+    def read_bytes(self) -> bytes:
+        """Read the whole file."""
+        return Path(self.path).read_bytes() if self.data is None else self.data
+
+    def open(self) -> BinaryIO:
+        """Open the file for reading."""
+        return open(self.path, "rb") if self.data is None else io.BytesIO(self.data)
+
+
+@dataclass(frozen=True)
+class ImageRule:
+    """How the bands of an image file become red, green and blue.
+
+    With neither `bands` nor `scale`, only files with 8-bit RGB or grey values are read.
+
+    Args:
+        bands: Numbers, from 1 as in GDAL, of the bands for red, green and blue.
+        scale: (low, high) values that become 0 and 255, one pair for all bands or one pair per band. Values outside
+            are clipped.
+    """
+
+    bands: tuple[int, int, int] | None = None
+    scale: tuple[tuple[float, float], ...] | None = None
+
+    @classmethod
+    def of_config(cls, config: Co2SConfig) -> "ImageRule":
+        """Return the rule that the training images of a model were read with."""
+        scale = None if config.image_scale is None else tuple(tuple(pair) for pair in config.image_scale)
+        return cls(None if config.image_bands is None else tuple(config.image_bands), scale)
+
+    def read(self, file: StoredFile, base_size: tuple[int, int] | None = None, scale: float = 1.0) -> Image.Image:
+        """Read an image as 8-bit RGB.
+
+        Args:
+            file: The image.
+            base_size: (long, short) side in pixels that the caller will scale the image to fit into.
+            scale: Factor by which the caller will scale it after that. A JPEG file that will become smaller is decoded
+                at a half, a quarter or an eighth of its size, which is faster. The decoded image is never smaller than
+                the size that the caller needs.
+
+        Raises:
+            UserValueError: The file cannot be read, or the rule does not cover it.
+            UserImportError: `bands` or `scale` is given and rasterio is not installed.
+        """
+        if self.bands is not None or self.scale is not None:
+            values = read_bands(file, self.bands)
+            self.check(str(file), values.dtype, len(values), lambda: _describe_bands(values))
+            return Image.fromarray(self.to_8_bit(values))
+        with open_image(file) as image:
+            if image.mode not in ("RGB", "L", "P", "1"):
+                raise UserValueError(
+                    f"{file} {_describe_image(image)}; expected 8-bit RGB. {_band_remedy(image.mode)}"
+                )
+            if base_size is not None:
+                scale *= base_scale(image.size, base_size)
+                image.draft("RGB", tuple(math.ceil(side * scale) for side in image.size))
+            return image.convert("RGB")
+
+    def check(self, name: str, dtype: np.dtype, num_bands: int, held: Callable[[], str]):
+        """Check that bands can become 8-bit RGB.
+
+        Args:
+            name: Name of the file, for the message.
+            dtype: Type of the bands.
+            num_bands: Number of the bands.
+            held: Function that describes the content of the file. It is only called for an error.
+
+        Raises:
+            UserValueError: There are not one or three bands, or `scale` is missing for values of more than 8 bits.
+        """
+        if num_bands not in (1, 3):
+            raise UserValueError(f"{name} holds {held()}. Choose three of them: `bands=(3, 2, 1)`.")
+        if self.scale is None and dtype != np.uint8:
+            raise UserValueError(
+                f"{name} holds {held()}. Choose the values that become 0 and 255: `scale=((0, 3000),)`, or "
+                "`scale='percentiles'`."
+            )
+
+    def to_8_bit(self, values: np.ndarray) -> np.ndarray:
+        """Scale bands to 8-bit RGB.
+
+        Args:
+            values: (1 or 3, height, width). A single band is used for red, green and blue.
+
+        Returns:
+            Array (height, width, 3), uint8. NaN becomes 0.
+        """
+        if len(values) == 1:
+            values = np.repeat(values, 3, axis=0)
+        if self.scale is None:
+            return np.moveaxis(values, 0, -1)
+        pairs = np.array(self.scale if len(self.scale) == 3 else self.scale * 3, dtype=np.float32)
+        low, high = pairs[:, 0, None, None], pairs[:, 1, None, None]
+        scaled = np.nan_to_num((values.astype(np.float32) - low) * (255 / (high - low)), nan=0.0)
+        return np.moveaxis(scaled.clip(0, 255).round().astype(np.uint8), 0, -1)
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """How the values of label files become class indices. By default they are class indices already.
+
+    Args:
+        ignore_index: Value that means "no class".
+        reduce_labels: 0 also means "no class", and the classes start at 1.
+        label_map: (value, class index) pairs. Other values are errors.
+        colors: RGB colour of each class, in label order, for masks that hold colours.
+        ignore_colors: Colours that mean "no class".
+    """
+
+    ignore_index: int = IGNORE
+    reduce_labels: bool = False
+    label_map: tuple[tuple[int, int], ...] | None = None
+    colors: tuple[tuple[int, int, int], ...] | None = None
+    ignore_colors: tuple[tuple[int, int, int], ...] = ()
+
+    def read(self, file: StoredFile) -> Image.Image:
+        """Read a label map.
+
+        Returns:
+            Image with one band of class indices, 255 for pixels without a class.
+
+        Raises:
+            UserValueError: The file cannot be read, is not a label map, or has values that no rule covers.
+        """
+        values = self.read_values(file)
+        indices = self._indices_of_bytes[values] if values.dtype == np.uint8 else self.indices(values)
+        if (indices == UNKNOWN).any():
+            unknown = self.format_value(int(values[indices == UNKNOWN][0]))
+            raise UserValueError(
+                f"{file} has the label {unknown}, which no rule covers. Add it to `label_map` or `label_colors`, or "
+                "correct the file."
+            )
+        return Image.fromarray(indices.astype(np.uint8))
+
+    def read_values(self, file: StoredFile) -> np.ndarray:
+        """Read the values of a label file without changing their meaning.
+
+        Returns:
+            Array (height, width) of integers. A colour is 65536 red + 256 green + blue.
+
+        Raises:
+            UserValueError: The file cannot be read, or is not a label map.
+        """
+        with open_image(file, "one band of class indices. Save it as an 8-bit PNG.") as image:
+            if self.colors is not None:
+                red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int32), -1, 0)
+                return (red << 16) + (green << 8) + blue
+            if image.mode not in ("L", "P", "I", "I;16", "I;16B", "1"):
+                remedy = "Save whole numbers."
+                if len(image.getbands()) > 1:
+                    remedy = "If its colours stand for classes, list them: `label_colors='classes.json'`."
+                raise UserValueError(f"{file} {_describe_image(image)}; expected one band of class indices. {remedy}")
+            values = np.asarray(image)  # of a file with a palette these are the indices, not the colours
+            return values.astype(np.uint8) if image.mode == "1" else values
+
+    def indices(self, values: np.ndarray) -> np.ndarray:
+        """Convert values of a label file to class indices.
+
+        Args:
+            values: Integers of any shape.
+
+        Returns:
+            Array of the same shape: class indices, 255 for "no class", -1 for values that no rule covers.
+        """
+        values = values.astype(np.int64)
+        if self._table is not None:
+            known, indices = self._table
+            place = np.searchsorted(known, values).clip(max=len(known) - 1)
+            return np.where(known[place] == values, indices[place], UNKNOWN)
+        ignored = values == self.ignore_index
+        if self.reduce_labels:
+            ignored, values = ignored | (values == 0), values - 1
+        return np.where(ignored, IGNORE, np.where((values < 0) | (values >= IGNORE), UNKNOWN, values))
+
+    def format_value(self, value: int) -> str:
+        """Format a value as the file holds it: a number, or an RGB colour."""
+        return f"({value >> 16}, {value >> 8 & 255}, {value & 255})" if self.colors is not None else str(value)
+
+    @cached_property
+    def _indices_of_bytes(self) -> np.ndarray:
+        """Class indices of the values 0 to 255. A look-up is faster than a computation per pixel."""
+        return self.indices(np.arange(256)).astype(np.int16)
+
+    @cached_property
+    def _table(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Sorted values and their class indices, if the rule lists values."""
+        if self.colors is not None:
+            index_of = {_color_value(color): index for index, color in enumerate(self.colors)}
+            index_of |= {_color_value(color): IGNORE for color in self.ignore_colors}
+        elif self.label_map is not None:
+            index_of = {self.ignore_index: IGNORE} | dict(self.label_map)
+        else:
+            return None
+        known = np.array(sorted(index_of))
+        return known, np.array([index_of[value] for value in known.tolist()])
+
+
+def _color_value(color: tuple[int, int, int]) -> int:
+    red, green, blue = color
+    return (red << 16) + (green << 8) + blue
+
+
+@contextmanager
+def open_image(file: StoredFile, expected: str | None = None) -> Iterator[Image.Image]:
+    """Open a file with Pillow. Errors, also those inside the `with` block, name the file.
+
+    Args:
+        file: An image or a label map.
+        expected: For the message, if Pillow does not know the format: the content that was expected, and the remedy.
+            None: 8-bit RGB.
+
+    Raises:
+        UserValueError: The file does not exist or cannot be read.
+    """
+    try:
+        with file.open() as stream, _open_with_pillow(stream) as image:
+            yield image
+    except Image.UnidentifiedImageError as error:
+        content = _describe_raster(file)
+        if content is None:
+            raise UserValueError(f"{file} cannot be read as an image. {REPLACE_FILE}") from error
+        raise UserValueError(
+            f"{file} holds {content}; expected {expected or '8-bit RGB. ' + _band_remedy()}"
+        ) from error
+    except FileNotFoundError as error:
+        raise UserValueError(f"{file} does not exist. Correct the list that names it.") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserValueError(f"{file} cannot be read as an image: {error}. {REPLACE_FILE}") from error
+
+
+@contextmanager
+def _open_with_pillow(stream: BinaryIO) -> Iterator[Image.Image]:
+    """Open an image, and raise an OSError for content that Pillow refuses with a ValueError."""
+    try:
+        image = Image.open(stream)
+    except ValueError as error:
+        raise OSError(str(error)) from error
+    with image:
+        yield image
+
+
+def read_bands(file: StoredFile, bands: tuple[int, ...] | None = None) -> np.ndarray:
+    """Read bands of a raster with rasterio.
+
+    Args:
+        file: The raster.
+        bands: Band numbers from 1. None: all bands.
+
+    Returns:
+        Array (bands, height, width) of the file's type. Pixels without data are NaN in float types, 0 in others.
+
+    Raises:
+        UserImportError: rasterio is not installed.
+        UserValueError: The file cannot be read, or has no such band.
+    """
+    values = _read_masked_bands(file, bands)
+    return values.filled(np.nan if values.dtype.kind == "f" else 0)
+
+
+def _read_masked_bands(file: StoredFile, bands: tuple[int, ...] | None) -> np.ma.MaskedArray:
+    rasterio = _import_rasterio(file)
+    try:
+        with rasterio.open(io.BytesIO(file.data) if file.data is not None else file.path) as raster:
+            if bands is not None and max(bands) > raster.count:
+                raise UserValueError(
+                    f"{file} has {raster.count} bands, none with the number {max(bands)}. Change `bands`."
+                )
+            return raster.read(list(bands) if bands is not None else None, masked=True)
+    except rasterio.errors.RasterioError as error:
+        raise UserValueError(f"{file} cannot be read as a raster: {error}. {REPLACE_FILE}") from error
+
+
+def percentile_scale(
+    files: Iterable[StoredFile], bands: tuple[int, ...] | None, percentiles: tuple[float, float] = PERCENTILES
+) -> tuple[tuple[float, float], ...]:
+    """Compute the `scale` of an [`ImageRule`] from percentiles of the values of all files together.
+
+    One scale serves all files. With a scale per file the same field would look different in every file. Pixels without
+    data and files that cannot be read are left out.
+
+    Args:
+        files: Images. Not all of their pixels are used, see `PERCENTILE_SAMPLE_PX`.
+        bands: Band numbers from 1. None: all bands.
+        percentiles: Lower and upper percentile, 0 to 100.
+
+    Returns:
+        A (low, high) pair per band.
+
+    Raises:
+        UserImportError: rasterio is not installed.
+        UserValueError: No file can be read, the files have different numbers of bands, or a band is constant.
+    """
+    samples = []
+    for file in files:
+        try:
+            values = _read_masked_bands(file, bands)
+        except ValueError:  # the checks of the data report this file later
+            continue
+        steps = [max(1, side // PERCENTILE_SAMPLE_PX) for side in values.shape[1:]]
+        thinned = values[:, :: steps[0], :: steps[1]]
+        samples.append(thinned.astype(np.float32).filled(np.nan).reshape(len(values), -1))
+    if not samples:
+        raise UserValueError("None of the images can be read, so there are no percentiles for `scale='percentiles'`.")
+    counts = sorted({len(values) for values in samples})
+    if len(counts) != 1:
+        raise UserValueError(
+            f"The images have different numbers of bands: {counts}. Name three that all of them have: "
+            "`bands=(3, 2, 1)`."
+        )
+    return percentile_ranges(np.concatenate(samples, axis=1), percentiles)
+
+
+def percentile_ranges(
+    values: np.ndarray, percentiles: tuple[float, float] = PERCENTILES
+) -> tuple[tuple[float, float], ...]:
+    """Compute two percentiles of each band.
+
+    Args:
+        values: (bands, number of values). NaN are left out.
+        percentiles: Lower and upper percentile, 0 to 100.
+
+    Returns:
+        A (low, high) pair per band.
+
+    Raises:
+        UserValueError: A band is constant, or has no values.
+    """
+    if np.isnan(values).all(axis=1).any():
+        raise UserValueError("A band holds only pixels without data, so it cannot be scaled. Choose other `bands`.")
+    ranges = np.nanpercentile(values, percentiles, axis=1).T.tolist()
+    for low, high in ranges:
+        if not low < high:
+            raise UserValueError(
+                f"A band holds the value {low} almost everywhere, so percentiles give no range. Choose the values "
+                "that become 0 and 255: `scale=((0, 3000),)`."
+            )
+    return tuple((low, high) for low, high in ranges)
+
+
+def _import_rasterio(file: StoredFile) -> ModuleType:
+    try:
+        import rasterio
+    except ImportError as error:
+        raise UserImportError(f"Reading the bands of {file} needs rasterio: pip install 'co2s_hf[scenes]'.") from error
+    # Training images need no coordinates.
+    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
+    return rasterio
+
+
+def _describe_image(image: Image.Image) -> str:
+    """Describe the content of an image that Pillow has opened."""
+    types = {"I": "int32", "I;16": "uint16", "I;16B": "uint16", "F": "float32"}
+    if image.mode in types:
+        low, high = np.asarray(image).min(), np.asarray(image).max()
+        return f"has the PIL mode '{image.mode}' (1 band of {types[image.mode]}, values {low:g} to {high:g})"
+    return f"has the PIL mode '{image.mode}' ({len(image.getbands())} bands of uint8)"
+
+
+def _describe_raster(file: StoredFile) -> str | None:
+    """Describe the content of a file that Pillow cannot open. None: rasterio cannot either, or is not installed."""
+    try:
+        return _describe_bands(read_bands(file))
+    except (ImportError, ValueError):
+        return None
+
+
+def _describe_bands(values: np.ndarray) -> str:
+    low, high = (np.nanmin(values), np.nanmax(values))
+    return f"{len(values)} band{'s' * (len(values) > 1)} of {values.dtype}, values {low:g} to {high:g}"
+
+
+def _band_remedy(mode: str | None = None) -> str:
+    """Name the options for a file that is not 8-bit RGB, by its PIL mode if Pillow knows it."""
+    needs = "(needs rasterio: pip install 'co2s_hf[scenes]')."
+    if mode in ("RGBA", "RGBX", "CMYK"):
+        return f"Leave the fourth band out: `bands=(1, 2, 3)` {needs}"
+    if mode in ("LA", "La"):
+        return f"Leave the second band out: `bands=(1, 1, 1)` {needs}"
+    scale = "the values that become 0 and 255: `scale=((0, 3000),)`, or `scale='percentiles'`"
+    if mode in ("I", "I;16", "I;16B", "F"):
+        return f"Choose {scale} {needs}"
+    return f"Choose the bands for red, green and blue: `bands=(4, 3, 2)`, and {scale} {needs}"

@@ -1,0 +1,247 @@
+"""Samples (an image with or without a label map), and the augmented items of a training run."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset as Table
+from datasets import Features, Value, concatenate_datasets
+from datasets import Image as ImageColumn
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ..utils.seeding import LABELED_STREAM, UNLABELED_STREAM, VIEWS_STREAM, random_generator
+from .reading import IGNORE, ImageRule, LabelRule, StoredFile, base_scale
+from .views import SCALE_RANGE, Geometry, draw_appearance, draw_cutmix_box
+
+
+ROWS_PER_READ = 64  # rows read from a table together; this is ten times as fast as row by row
+FEATURES = Features({"image": ImageColumn(decode=False), "label": ImageColumn(decode=False), "row": Value("string")})
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, and how to read it.
+
+    Args:
+        image: The image file.
+        label: The file of its label map, or None.
+        image_rule: How the image becomes 8-bit RGB.
+        label_rule: How the values of the label file become class indices.
+    """
+
+    image: StoredFile
+    label: StoredFile | None
+    image_rule: ImageRule = ImageRule()
+    label_rule: LabelRule = LabelRule()
+
+    def load_image(self, base_size: tuple[int, int] | None = None, scale: float = 1.0) -> Image.Image:
+        """Read the image as 8-bit RGB. With `base_size` a JPEG may be decoded smaller, see [`ImageRule.read`].
+
+        Args:
+            base_size: (long, short) side in pixels that the caller will scale the image to fit into.
+            scale: Factor by which the caller will scale it after that.
+        """
+        return self.image_rule.read(self.image, base_size, scale)
+
+    def load_label(self) -> Image.Image:
+        """Read the label map: one band of class indices, 255 for pixels without a class."""
+        return self.label_rule.read(self.label)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples(Sequence):
+    """A list of samples.
+
+    The entries are in an Arrow table. A hundred thousand of them take a few megabytes, and the worker processes of a
+    data loader share them.
+
+    Args:
+        table: Columns of `FEATURES`: image and label, not decoded, and for rows of a data set their split and number.
+        image_rule: How all images are read.
+        label_rule: How all label maps are read.
+    """
+
+    table: Table
+    image_rule: ImageRule = ImageRule()
+    label_rule: LabelRule = LabelRule()
+
+    @classmethod
+    def of_files(cls, images: Sequence[str], labels: Sequence[str | None], **rules) -> "Samples":
+        """Make samples of files on disk.
+
+        Args:
+            images: Paths of the images.
+            labels: Path of the label map of each image, or None.
+            rules: `image_rule` and `label_rule`.
+        """
+        columns = {"image": list(images), "label": list(labels), "row": [""] * len(images)}
+        return cls(Table.from_dict(columns, features=FEATURES), **rules)
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths of the image files; for rows of a data set the original name, or "" if it is not known."""
+        paths = []
+        for batch in self.table.select_columns("image").with_format("arrow").iter(1000):
+            paths += pc.struct_field(batch["image"], "path").to_pylist()  # without reading the bytes
+        return [path or "" for path in paths]
+
+    @property
+    def names(self) -> list[str]:
+        """Unique names of the images: the path; for rows of a data set split, row number and original name."""
+        return [str(StoredFile(path, row=row)) for path, row in zip(self.paths, self.table["row"][:])]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int | slice) -> "Sample | Samples":
+        if isinstance(index, slice):
+            return self.select(range(len(self))[index])
+        row = self.table[range(len(self))[index]]  # the range handles negative indices and raises IndexError
+        return Sample(_stored_file(row, "image"), _stored_file(row, "label"), self.image_rule, self.label_rule)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def __add__(self, other: "Samples") -> "Samples":
+        return replace(self, table=concatenate_datasets([self.table, other.table]))
+
+    def select(self, indices: Sequence[int]) -> "Samples":
+        """Return the samples at these indices, in this order."""
+        return replace(self, table=self.table.select(indices))
+
+    def files(self, column: Literal["image", "label"]) -> Iterator[StoredFile | None]:
+        """Iterate over the files of one column without reading the other column."""
+        for batch in self.table.select_columns([column, "row"]).iter(ROWS_PER_READ):
+            for cell, row in zip(batch[column], batch["row"]):
+                yield _stored_file({column: cell, "row": row}, column)
+
+
+def _stored_file(row: dict, column: str) -> StoredFile | None:
+    cell = row[column]
+    if cell is None:
+        return None
+    name = row["row"] and (row["row"] if column == "image" else f"label of {row['row']}")
+    return StoredFile(cell["path"] or "", cell["bytes"], name)
+
+
+class PairedViews(Dataset):
+    """The items of a whole training run: each is one labelled and one unlabelled sample, augmented.
+
+    A pass through a list takes its samples in a new random order, and passes repeat as often as needed. The order and
+    the views depend only on the seed and the index of the item. So a run can continue from any item, and the number of
+    worker processes changes nothing.
+
+    Each item is a dictionary:
+
+    - `labeled` (3, crop, crop), uint8, `labels` (crop, crop), uint8, and `labeled_name`
+    - `weak` (3, crop, crop), uint8, `padding` (crop, crop), bool, true for pixels without data, and `unlabeled_name`
+    - `appearance_1`, `appearance_2`: the numbers of [`strong_view`]
+    - `cutmix_boxes_1`, `cutmix_boxes_2`: (crop, crop), bool, true where the partner is pasted
+    - `hidden_labels`, and `partner_weak`, `partner_padding`, `partner_appearance_1`, `partner_appearance_2` on request
+
+    Args:
+        labeled: Samples with labels.
+        unlabeled: Samples without labels. Label files are not read, unless `with_hidden_labels`.
+        crop_size: Side of the square views in pixels.
+        length: Number of items: the steps of the run times its global batch.
+        num_labeled_only: The first items, so many of them, have no unlabelled sample.
+        seed: Seed of all random numbers of the items.
+        ignore_index: Label of pixels without data.
+        partner: Also return views to paste with CutMix: "another" takes another unlabelled image (for batches of one),
+            "same" the same image, as the authors' released code does. None: other items of the batch are pasted.
+        with_hidden_labels: Also return the labels of unlabelled images, to measure pseudo-labels. They are
+            `ignore_index` everywhere if there is no label file.
+        base_size: (long, short) side in pixels that images are scaled to fit into before the random scale. None: no
+            scaling.
+    """
+
+    def __init__(
+        self,
+        labeled: Sequence[Sample],
+        unlabeled: Sequence[Sample],
+        crop_size: int,
+        length: int,
+        num_labeled_only: int = 0,
+        seed: int = 0,
+        ignore_index: int = IGNORE,
+        partner: Literal["another", "same"] | None = None,
+        with_hidden_labels: bool = False,
+        base_size: tuple[int, int] | None = None,
+    ):
+        self.labeled, self.unlabeled = labeled, unlabeled
+        self.crop_size, self.length, self.num_labeled_only = crop_size, length, num_labeled_only
+        self.seed, self.ignore_index = seed, ignore_index
+        self.partner, self.with_hidden_labels = partner, with_hidden_labels
+        self.base_size = base_size
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor | str]:
+        if not 0 <= index < self.length:
+            raise IndexError(f"Item {index} of {self.length}.")  # this ends a plain `for` loop over the items
+        rng = random_generator(self.seed, VIEWS_STREAM, index)
+        labeled = self.labeled[self._position(LABELED_STREAM, index, len(self.labeled))]
+        item = self._labeled_item(labeled, rng)
+        if index < self.num_labeled_only:
+            return item
+        position = self._position(UNLABELED_STREAM, index - self.num_labeled_only, len(self.unlabeled))
+        unlabeled = self.unlabeled[position]
+        item |= self._unlabeled_item(unlabeled, rng) | {"unlabeled_name": str(unlabeled.image)}
+        item |= {f"cutmix_boxes_{n}": torch.from_numpy(draw_cutmix_box(rng, self.crop_size)) for n in (1, 2)}
+        if self.partner is not None:
+            others = len(self.unlabeled) - 1
+            if self.partner == "another" and others:
+                position = (position + 1 + int(rng.integers(others))) % len(self.unlabeled)
+            views = self._unlabeled_item(self.unlabeled[position], rng)
+            item |= {f"partner_{key}": value for key, value in views.items() if key != "hidden_labels"}
+        return item
+
+    def _position(self, stream: int, index: int, size: int) -> int:
+        """Return the position in a list of `size` samples for an item. Each pass has its own permutation."""
+        lap, place = divmod(index, size)
+        return int(_permutation(self.seed, stream, lap, size)[place])
+
+    def _draw_geometry(self, sample: Sample, rng: np.random.Generator) -> tuple[Geometry, Image.Image]:
+        """Draw a random geometry for a sample. Returns it and the image."""
+        scale = rng.uniform(*SCALE_RANGE)
+        image = sample.load_image(self.base_size, scale)
+        scale *= base_scale(image.size, self.base_size)
+        return Geometry.draw(rng, image.size, self.crop_size, scale), image
+
+    def _labeled_item(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor | str]:
+        geometry, image = self._draw_geometry(sample, rng)
+        labels = geometry.apply(sample.load_label(), self.ignore_index, Image.Resampling.NEAREST)
+        labels = torch.from_numpy(labels)
+        return {"labeled": _weak_view(geometry, image), "labels": labels, "labeled_name": str(sample.image)}
+
+    def _unlabeled_item(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        geometry, image = self._draw_geometry(sample, rng)
+        item = {
+            "weak": _weak_view(geometry, image),
+            "padding": torch.from_numpy(geometry.padding()),
+            "appearance_1": torch.from_numpy(draw_appearance(rng)),
+            "appearance_2": torch.from_numpy(draw_appearance(rng)),
+        }
+        if self.with_hidden_labels:
+            unknown = Image.new("L", image.size, self.ignore_index)
+            labels = unknown if sample.label is None else sample.load_label()
+            labels = geometry.apply(labels, self.ignore_index, Image.Resampling.NEAREST)
+            item["hidden_labels"] = torch.from_numpy(labels)
+        return item
+
+
+# Drawing the whole permutation again for every item would be slow. Four entries hold the current pass of both lists.
+@lru_cache(maxsize=4)
+def _permutation(seed: int, stream: int, lap: int, size: int) -> np.ndarray:
+    return random_generator(seed, stream, lap).permutation(size)
+
+
+def _weak_view(geometry: Geometry, image: Image.Image) -> torch.Tensor:
+    """Crop the image. Returns (3, crop, crop), uint8: a quarter of the bytes of float32 to copy to the device."""
+    return torch.from_numpy(geometry.apply(image, 0, Image.Resampling.BILINEAR)).permute(2, 0, 1)

@@ -1,0 +1,276 @@
+"""Open a data source: list its images, draw the missing sets, check all files."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..model.configuration_co2s import Co2SConfig
+from ..utils.errors import UserValueError
+from .listings import ClassDescription, list_samples, read_classes
+from .options import IGNORE, PERCENTILES_SCALE, DataOptions
+from .reading import ImageRule, LabelRule, open_image, percentile_scale
+from .samples import Samples
+from .splits import SPLITS, Line, draw_labeled, draw_validation, hash_lists
+from .validation.checks import Finding, Scans, check, raise_errors
+from .validation.scan import scan_images, scan_labels
+
+
+NUM_SCALED = 200  # number of images that percentiles are computed from
+
+
+@dataclass(frozen=True)
+class Source:
+    """The three sets of a data source, the meaning of their labels, and the result of the checks.
+
+    Args:
+        labeled: Training images with labels.
+        unlabeled: Training images without labels. Training never uses their label files, if there are any.
+        validation: Images with labels to measure on.
+        id2label: Class index -> name.
+        palette: RGB colour of each class, or None if they are not known.
+        class_concepts: Texts for the text embedding of each class, or None if the classes have no names.
+        scans: "labeled", "unlabeled" and "validation" -> facts about their files.
+        findings: Warnings. Errors are raised by [`open_source`].
+        lists: The sets as lists that `splits_dir` can read.
+    """
+
+    labeled: Samples
+    unlabeled: Samples
+    validation: Samples
+    id2label: dict[int, str]
+    palette: list[list[int]] | None
+    class_concepts: dict[str, list[str]] | None
+    scans: dict[str, Scans]
+    findings: tuple[Finding, ...]
+    lists: dict[str, list[Line]]
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits that identify the three sets."""
+        return hash_lists(self.lists)
+
+    @property
+    def labeled_pixels(self) -> np.ndarray:
+        """Number of pixels of each class in the labelled images, (classes,)."""
+        counts = Counter()
+        for facts in self.scans["labeled"].labels:
+            counts.update(facts.counts)
+        return np.array([counts[index] for index in self.id2label])
+
+
+def open_source(
+    options: DataOptions,
+    seed: int = 0,
+    progress: bool = False,
+    with_hidden_labels: bool = False,
+    config: Co2SConfig | None = None,
+    needed: Sequence[str] = SPLITS,
+) -> Source:
+    """List, draw and check the sets of a data source.
+
+    All images of the needed sets are decoded once, and all their label maps except those of unlabelled images. The
+    results are cached.
+
+    Args:
+        options: Options of the data. They must name a source.
+        seed: Seed of the drawn sets.
+        progress: Show a progress bar while files are checked.
+        with_hidden_labels: Also check the label maps of unlabelled images, if there are any.
+        config: Configuration of a trained model that the data is for. Its rule for bands is used unless `options` has
+            one, and its classes are used if the data does not describe them.
+        needed: Sets that must not be empty. Only files of these sets are checked.
+
+    Raises:
+        UserFileNotFoundError: A folder or a list is missing.
+        UserOSError: Something cannot be downloaded.
+        DataError: Files cannot be used. The message lists all of them.
+        UserValueError: The options do not fit the data.
+    """
+    listing = list_samples(options)
+    description = listing.description if options.label_colors is None else read_classes(Path(options.label_colors))
+    rules = {
+        "image_rule": image_rule(options, config),
+        "label_rule": _label_rule(options, listing.label_rule, description),
+    }
+    sets = {name: replace(samples, **rules) for name, samples in listing.sets.items()}
+    if listing.pool is not None:
+        sets = _draw(replace(listing.pool, **rules), listing.root, sets, options, seed, progress)
+    sets = {name: sets.get(name, Samples.of_files([], [], **rules)) for name in SPLITS}
+    if options.scale == PERCENTILES_SCALE:
+        sets = _with_percentiles(sets)
+    scans = _scan(sets, needed, with_hidden_labels, progress)
+    if options.class_names:
+        description = description.renamed(options.class_names)
+    names = description.names
+    if not names:
+        names = _count_classes(scans) if config is None else list(config.id2label.values())
+    id2label = dict(enumerate(names))
+    findings = [*listing.findings, *check(scans, id2label, rules["label_rule"].ignore_index, needed)]
+    if options.dataset is not None:  # the paper's lists are used as they are
+        findings = [replace(f, is_warning=True) if f.kind == "images in two places" else f for f in findings]
+    raise_errors(findings)
+    return Source(
+        **sets,
+        id2label=id2label,
+        palette=description.palette or _embedded_palette(sets["labeled"], len(id2label)),
+        class_concepts=description.concepts,
+        scans=scans,
+        findings=tuple(findings),
+        lists={name: _lines_of(sets[name], listing.root) for name in SPLITS},
+    )
+
+
+def image_rule(options: DataOptions, config: Co2SConfig | None = None) -> ImageRule:
+    """Return the rule for images: that of the options, or that of a trained model if the options have none.
+
+    `scale="percentiles"` gives a rule without a scale. [`open_source`] computes the scale from the images.
+    """
+    if config is not None and options.bands is None and options.scale is None:
+        return ImageRule.of_config(config)
+    return ImageRule(options.bands, None if options.scale == PERCENTILES_SCALE else options.scale)
+
+
+def _label_rule(options: DataOptions, default: LabelRule, description: ClassDescription) -> LabelRule:
+    """Return the rule for label values: that of the options, or that of the source if the options have none."""
+    if options.ignore_index == IGNORE and not (options.reduce_labels or options.label_map or options.label_colors):
+        return default
+    colors = None
+    if options.label_colors is not None:
+        if description.palette is None:
+            raise UserValueError(
+                f"`label_colors` is '{options.label_colors}', which does not give every class a color such as "
+                "[0, 0, 255]. Add the missing ones."
+            )
+        colors = tuple(map(tuple, description.palette))
+    return LabelRule(
+        ignore_index=options.ignore_index,
+        reduce_labels=options.reduce_labels,
+        label_map=None if options.label_map is None else tuple(options.label_map.items()),
+        colors=colors,
+        ignore_colors=description.ignore_colors if colors else (),
+    )
+
+
+def _with_percentiles(sets: dict[str, Samples]) -> dict[str, Samples]:
+    """Compute one scale from the training images and set it in the rule of all sets."""
+    training = sets["labeled"] + sets["unlabeled"]
+    places = np.linspace(0, len(training) - 1, min(len(training), NUM_SCALED)).astype(int).tolist()
+    rule = training.image_rule
+    rule = replace(rule, scale=percentile_scale((training[place].image for place in places), rule.bands))
+    return {name: replace(samples, image_rule=rule) for name, samples in sets.items()}
+
+
+def _scan(
+    sets: dict[str, Samples], needed: Collection[str], with_hidden_labels: bool, progress: bool
+) -> dict[str, Scans]:
+    """Decode the files of the needed sets."""
+    with_labels = {"labeled", "validation", *(["unlabeled"] if with_hidden_labels else [])}
+    return {
+        name: Scans(
+            scan_images(samples, progress) if name in needed else [],
+            scan_labels(samples, progress) if name in with_labels.intersection(needed) else None,
+        )
+        for name, samples in sets.items()
+    }
+
+
+def _draw(
+    pool: Samples, root: str, settled: dict[str, Samples], options: DataOptions, seed: int, progress: bool
+) -> dict[str, Samples]:
+    """Draw the missing sets from a pool.
+
+    Samples without a label map become unlabelled images. They are dropped if their group is in the validation set.
+
+    Args:
+        pool: All samples to draw from.
+        root: Folder that group names are relative to.
+        settled: Sets that exist already.
+        options: Options of the data.
+        seed: Seed of the draw.
+        progress: Show a progress bar while label maps are read.
+    """
+    labels = scan_labels(pool, progress)
+    known = [place for place, facts in enumerate(labels) if facts is not None]
+    without = [place for place, facts in enumerate(labels) if facts is None]
+    classes = [labels[place].classes for place in known]
+    sets = dict(settled)
+    if "validation" not in sets and known:
+        groups = _groups(pool, root, options.group_regex)
+        known_groups = [groups[place] for place in known]
+        held_out, others = draw_validation(classes, known_groups, options.validation_fraction, seed)
+        sets["validation"] = pool.select([known[place] for place in held_out])
+        taken = {known_groups[place] for place in held_out}
+        without = [place for place in without if groups[place] not in taken]
+        known, classes = [known[place] for place in others], [classes[place] for place in others]
+    if not known:
+        raise UserValueError(
+            f"Of {len(pool)} images, {len(pool) - len(without)} have a label map: too few to train and to validate. "
+            "Add label files of the same name to labels/."
+        )
+    fraction = 1.0 if options.labeled_fraction is None else options.labeled_fraction
+    labeled, others = draw_labeled(classes, fraction, seed)
+    unlabeled = pool.select([*(known[place] for place in others), *without])
+    sets["labeled"] = pool.select([known[place] for place in labeled])
+    sets["unlabeled"] = sets["unlabeled"] + unlabeled if "unlabeled" in sets else unlabeled
+    return sets
+
+
+def _groups(pool: Samples, root: str, regex: str | None) -> list[str]:
+    """Return the group of each image.
+
+    It is the part of the path below images/ that the regular expression matches, or its last bracketed group. Images
+    that do not match, and all images without a regular expression, are groups of their own.
+
+    Raises:
+        UserValueError: The regular expression matches no image.
+    """
+    paths = [path.removeprefix(root).lstrip("/").removeprefix("images/") for path in pool.paths]
+    names = [path or str(place) for place, path in enumerate(paths)]
+    if regex is None:
+        return names
+    matches = [re.search(regex, path) for path in paths]
+    if not any(matches):
+        raise UserValueError(f"`group_regex` is '{regex}', which matches no image name, such as '{names[0]}'.")
+    return [name if match is None else match[match.lastindex or 0] for name, match in zip(names, matches)]
+
+
+def _count_classes(scans: dict[str, Scans]) -> list[str]:
+    """Name as many classes as the highest label needs: class_0, class_1 ...
+
+    Raises:
+        UserValueError: More labels are missing than present, so the values are probably not class indices.
+    """
+    facts = [facts for name in ("labeled", "validation") for facts in scans[name].labels or () if facts is not None]
+    present = {index for found in facts for index in found.classes}
+    highest = max(present, default=-1)
+    missing = sorted(set(range(highest)) - present)
+    if len(missing) > len(present):
+        held, gaps = (", ".join(map(str, indices)) for indices in (sorted(present), missing[:5]))
+        raise UserValueError(
+            f"The label maps hold {held}, but not {gaps}. If these are class indices, name all classes with "
+            f"`class_names`. Otherwise map every value to a class: `label_map={{{highest}: 1}}`."
+        )
+    return [f"class_{index}" for index in range(highest + 1)]
+
+
+def _embedded_palette(labeled: Samples, num_labels: int) -> list[list[int]] | None:
+    """Return the colours in the palette of the first label file, if it has enough of them."""
+    if not labeled or labeled.label_rule != LabelRule():  # with another rule the values are not class indices
+        return None
+    with open_image(labeled[0].label) as label:
+        colors = label.getpalette()
+    if colors is None or len(colors) < 3 * num_labels:
+        return None
+    return [colors[3 * index : 3 * index + 3] for index in range(num_labels)]
+
+
+def _lines_of(samples: Samples, root: str) -> list[Line]:
+    """Return the lines of a list of these samples. Rows of a data set have a name but no label file."""
+    if not root:
+        return [(name, None) for name in samples.names]
+    images, labels = samples.files("image"), samples.files("label")
+    return [tuple(file and file.path.removeprefix(f"{root}/") for file in pair) for pair in zip(images, labels)]

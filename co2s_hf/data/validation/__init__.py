@@ -1,0 +1,9 @@
+"""Which files of a data set cannot be used, and how can the user correct them?
+
+- scan: decodes every file once and caches size, hash and pixel counts
+- checks: compares these facts with the classes and lists all errors and warnings
+- report: a table of the sets, and a picture or HTML page with samples
+
+The package may import the modules of `data`, and `utils`. `data.sources` calls `scan` and `checks`; only `report` uses
+`data.sources`.
+"""

@@ -1,0 +1,234 @@
+"""Find everything that is wrong with a data set before training starts, and name the remedies."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ...utils.errors import UserValueError
+from ..reading import IGNORE
+from ..splits import SPLITS
+from .scan import ImageFacts, LabelFacts
+
+
+MOST_OF_A_KIND = 20
+_REMEDY_FOR_EMPTY = {
+    "labeled": "Label some images.",
+    "unlabeled": "Add images without labels, choose a smaller `labeled_fraction`, or train on labels alone: "
+    "`method='supervised'`.",
+    "validation": "List some labelled images as validation images, or draw them with `labeled_fraction` and "
+    "`validation_fraction`.",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One error or warning about the data.
+
+    Args:
+        kind: Heading that it is reported under.
+        message: The file, the value and the remedy.
+        is_warning: The data can be used nevertheless.
+    """
+
+    kind: str
+    message: str
+    is_warning: bool = False
+
+
+class DataError(UserValueError):
+    """A data set cannot be used. The message lists all errors."""
+
+
+@dataclass(frozen=True)
+class Scans:
+    """Facts about the files of one set.
+
+    Args:
+        images: One entry per image; empty if the set was not checked.
+        labels: One entry per image, None for an image without a label map. None if the label maps were not checked.
+    """
+
+    images: list[ImageFacts]
+    labels: list[LabelFacts | None] | None
+
+
+def check(
+    scans: dict[str, Scans], id2label: dict[int, str], ignore_index: int = IGNORE, needed: Iterable[str] = SPLITS
+) -> list[Finding]:
+    """Find the errors and warnings of the three sets.
+
+    Args:
+        scans: "labeled", "unlabeled" and "validation" -> facts about their files.
+        id2label: Class index -> name.
+        ignore_index: Value in label files that means "no class", for the messages.
+        needed: Sets that must not be empty.
+    """
+    findings = []
+    for split, scan in scans.items():
+        if not scan.images and split in needed:
+            findings.append(Finding("empty lists", f"There is no {split} image. {_REMEDY_FOR_EMPTY[split]}"))
+        findings += _unreadable(scan)
+        if scan.labels is not None:
+            findings += _missing_labels(split, scan)
+            findings += _other_sizes(scan)
+            findings += _values(split, scan, id2label, ignore_index)
+    findings += _in_two_sets(scans)
+    findings += _never_labeled(scans["labeled"], id2label)
+    return findings
+
+
+def report_findings(findings: Iterable[Finding]) -> str:
+    """Format findings by kind, at most twenty of each kind."""
+    kinds: dict[str, list[Finding]] = {}
+    for finding in findings:
+        kinds.setdefault(finding.kind, []).append(finding)
+    lines = []
+    for kind, found in kinds.items():
+        lines.append(f"{kind} ({len(found)}):")
+        lines += [f"  {finding.message}" for finding in found[:MOST_OF_A_KIND]]
+        if len(found) > MOST_OF_A_KIND:
+            lines.append(f"  ... and {len(found) - MOST_OF_A_KIND} more.")
+    return "\n".join(lines)
+
+
+def raise_errors(findings: list[Finding]):
+    """Raise an error if a finding is not a warning.
+
+    Raises:
+        DataError: Lists all errors.
+    """
+    errors = [finding for finding in findings if not finding.is_warning]
+    if errors:
+        count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+        raise DataError(f"The data cannot be used: {count}.\n{report_findings(errors)}")
+
+
+def _unreadable(scan: Scans) -> Iterator[Finding]:
+    for facts in [*scan.images, *(scan.labels or [])]:
+        if facts is not None and facts.error is not None:
+            yield Finding("unreadable files", facts.error)
+
+
+def _missing_labels(split: str, scan: Scans) -> Iterator[Finding]:
+    if split == "unlabeled":
+        return
+    for image, label in zip(scan.images, scan.labels):
+        if label is None:
+            yield Finding(
+                "images without labels",
+                f"{image.name} is a {split} image and has no label file. Add one, or remove the image from the list.",
+            )
+
+
+def _other_sizes(scan: Scans) -> Iterator[Finding]:
+    for image, label in zip(scan.images, scan.labels):
+        if label is None or image.error or label.error or image.size == label.size:
+            continue
+        yield Finding(
+            "sizes that differ",
+            f"{label.name} is {label.size[0]}x{label.size[1]} px, but {image.name} is "
+            f"{image.size[0]}x{image.size[1]} px. Each pixel of an image needs one label.",
+        )
+
+
+def _values(split: str, scan: Scans, id2label: dict[int, str], ignore_index: int) -> Iterator[Finding]:
+    """Find label values that are not classes, and label maps without any class."""
+    present = Counter()
+    readable = [facts for facts in scan.labels if facts is not None and facts.error is None]
+    for facts in readable:
+        present.update(facts.counts)
+    outside = {index for index in present if index != IGNORE and index >= len(id2label)}
+    remedy = _remedy_for_values(set(present), len(id2label))
+    for facts in readable:
+        yield from _values_of_file(facts, outside, remedy, len(id2label), ignore_index)
+    if split != "unlabeled" and readable and not set(present) - {IGNORE} and not any(f.unknown for f in readable):
+        yield Finding(
+            "label maps without a class",
+            f"No pixel of the {len(readable)} {split} images has a class: all have the value {ignore_index}, which "
+            "means 'no class'. Choose another `ignore_index` if the value stands for a class.",
+        )
+    if ignore_index == IGNORE and len(id2label) <= 2 and set(present) == {0, IGNORE}:
+        yield Finding(
+            "labels outside the classes",
+            f"The {split} label maps hold only 0 and 255, and 255 means 'no class', so there is only one class. If "
+            "255 stands for the second class: `label_map={0: 0, 255: 1}` `ignore_index=254`.",
+        )
+
+
+def _values_of_file(
+    facts: LabelFacts, outside: set[int], remedy: str, num_labels: int, ignore_index: int
+) -> Iterator[Finding]:
+    """Find the wrong values of one label map.
+
+    Args:
+        facts: Facts about the label map.
+        outside: Class indices that are too high.
+        remedy: What to do about these.
+        num_labels: Number of classes.
+        ignore_index: Value in label files that means "no class".
+    """
+    wrong = sorted(outside & set(facts.counts))
+    if wrong:
+        listed = ", ".join(f"{index} ({facts.counts[index]} px)" for index in wrong)
+        yield Finding(
+            "labels outside the classes",
+            f"{facts.name} has the label {listed}, but {num_labels} classes have the labels 0 to {num_labels - 1} and "
+            f"{ignore_index} means 'no class'. {remedy}",
+        )
+    for value, pixels, column, row in facts.unknown:
+        yield Finding(
+            "labels without a rule",
+            f"{facts.name} has the label {value} ({pixels} px, the first at column {column}, row {row}), which no "
+            "rule covers. Add it to `label_map` or `label_colors`, name it with `ignore_index`, or correct the file.",
+        )
+    if set(facts.counts) == {IGNORE} and not facts.unknown:
+        yield Finding(
+            "label maps without a class",
+            f"{facts.name} has the value {ignore_index}, which means 'no class', everywhere. It is of no use for "
+            "training or validation.",
+            is_warning=True,
+        )
+
+
+def _remedy_for_values(present: set[int], num_labels: int) -> str:
+    if max(present - {IGNORE}, default=0) == num_labels:
+        return "If the classes are counted from 1 and 0 means 'no class': `reduce_labels=True`."
+    return (
+        "Name all classes with `class_names`, map the values to classes (`label_map={7: 0, 9: 1}`), or correct the "
+        "file."
+    )
+
+
+def _in_two_sets(scans: dict[str, Scans]) -> Iterator[Finding]:
+    """Find images that are listed twice, by name or by content, in two sets or in one.
+
+    It is an error if a name is in two sets, or if a validation image has the bytes of a training image. Other cases
+    are warnings.
+    """
+    names: dict[str, str] = {}
+    contents: dict[str, tuple[str, str]] = {}
+    for split in SPLITS:
+        for facts in scans[split].images:
+            if (other := names.get(facts.name)) is not None:
+                where = f"twice in {split}" if other == split else f"in both {other} and {split}"
+                message = f"{facts.name} is {where}. Remove it from one list."
+                yield Finding("images in two places", message, is_warning=other == split)
+            elif facts.digest and facts.digest in contents:
+                other, twin = contents[facts.digest]
+                message = f"{facts.name} ({split}) has the same bytes as {twin} ({other}). Keep one of them."
+                leaks = split == "validation" and other != "validation"
+                yield Finding("images in two places", message, is_warning=not leaks)
+            names.setdefault(facts.name, split)
+            contents.setdefault(facts.digest, (split, facts.name))
+
+
+def _never_labeled(scan: Scans, id2label: dict[int, str]) -> Iterator[Finding]:
+    present = {index for facts in scan.labels or () if facts is not None for index in facts.classes}
+    for index, name in id2label.items():
+        if index not in present and present:
+            yield Finding(
+                "classes never labelled",
+                f"No labelled image contains the class {index}, {name}, so a model cannot learn it. Label an image "
+                "with it.",
+                is_warning=True,
+            )

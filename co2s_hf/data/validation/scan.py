@@ -1,0 +1,211 @@
+"""Decode every file of a data set once: is it readable, how large is it, which labels does it contain?
+
+The results are cached in `$HF_HOME/co2s_hf/scans.sqlite`, not beside the data. A file is decoded again when its size
+or its modification time changes.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub.constants import HF_HOME
+from tqdm.auto import tqdm
+
+from ..reading import IGNORE, UNKNOWN, ImageRule, LabelRule, StoredFile
+from ..samples import Samples
+
+
+CACHE = Path(HF_HOME) / "co2s_hf" / "scans.sqlite"
+VERSION = 1  # version of the cached entries
+FILES_PER_BATCH = 128  # files per query of the cache; the bytes of this many files of a data set are in memory
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """Facts about an image file.
+
+    Args:
+        name: Name of the file for messages.
+        size: Width and height in pixels.
+        digest: Hash of the file's bytes.
+        error: Why the file cannot be used, or None.
+    """
+
+    name: str
+    size: tuple[int, int] = (0, 0)
+    digest: str = ""
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class LabelFacts:
+    """Facts about a label file.
+
+    Args:
+        name: Name of the file for messages.
+        size: Width and height in pixels.
+        counts: Class index, or 255 for "no class" -> number of pixels.
+        unknown: Values that no rule covers: the value, its number of pixels, column and row of the first one.
+        error: Why the file cannot be used, or None.
+    """
+
+    name: str
+    size: tuple[int, int] = (0, 0)
+    counts: dict[int, int] = field(default_factory=dict)
+    unknown: list[tuple[str, int, int, int]] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def classes(self) -> frozenset[int]:
+        """Indices of the classes that the label map contains."""
+        return frozenset(self.counts) - {IGNORE}
+
+
+def scan_images(samples: Samples, progress: bool = False) -> list[ImageFacts]:
+    """Decode every image.
+
+    Args:
+        samples: The images.
+        progress: Show a progress bar.
+    """
+    rule = samples.image_rule
+    found = _scan("image", repr(rule), samples, lambda file: asdict(_read_image_facts(file, rule)), progress)
+    return [
+        ImageFacts(f"row {place}", error=f"Row {place} of the set has no image. Remove it.")
+        if entry is None
+        else ImageFacts(**entry | {"size": tuple(entry["size"])})
+        for place, entry in enumerate(found)
+    ]
+
+
+def scan_labels(samples: Samples, progress: bool = False) -> list[LabelFacts | None]:
+    """Decode every label map and count the pixels of its classes.
+
+    Args:
+        samples: The samples with their label files.
+        progress: Show a progress bar.
+
+    Returns:
+        One entry per sample, None for a sample without a label map.
+    """
+    rule = samples.label_rule
+    found = _scan("label", repr(rule), samples, lambda file: asdict(_read_label_facts(file, rule)), progress)
+    return [None if entry is None else _label_facts(entry) for entry in found]
+
+
+def _label_facts(entry: dict) -> LabelFacts:
+    """Restore facts from JSON, which has text keys and lists instead of integer keys and tuples."""
+    counts = {int(index): count for index, count in entry["counts"].items()}
+    unknown = [tuple(values) for values in entry["unknown"]]
+    return LabelFacts(entry["name"], tuple(entry["size"]), counts, unknown, entry["error"])
+
+
+def _read_image_facts(file: StoredFile, rule: ImageRule) -> ImageFacts:
+    try:
+        image = rule.read(file)
+        return ImageFacts(str(file), image.size, hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest())
+    except ValueError as error:
+        return ImageFacts(str(file), error=str(error))
+
+
+def _read_label_facts(file: StoredFile, rule: LabelRule) -> LabelFacts:
+    try:
+        values = rule.read_values(file)
+    except ValueError as error:
+        return LabelFacts(str(file), error=str(error))
+    if values.dtype == np.uint8:  # ten times as fast as np.unique, which sorts all pixels
+        pixels = np.bincount(values.ravel(), minlength=256)
+        present = np.flatnonzero(pixels)
+        pixels = pixels[present]
+    else:
+        present, pixels = np.unique(values, return_counts=True)
+    counts, unknown = Counter(), []
+    for value, index, count in zip(present.tolist(), rule.indices(present).tolist(), pixels.tolist()):
+        if index == UNKNOWN:
+            row, column = divmod(int(np.argmax(values == value)), values.shape[1])
+            unknown.append((rule.format_value(value), count, column, row))
+        else:
+            counts[index] += count
+    return LabelFacts(str(file), values.shape[::-1], dict(counts), unknown)
+
+
+def _scan(
+    kind: str, rule: str, samples: Samples, read_facts: Callable[[StoredFile], dict], progress: bool
+) -> list[dict | None]:
+    """Read the facts about every file from the cache, or in parallel from the files that are not in it.
+
+    Args:
+        kind: "image" or "label".
+        rule: The rule that the files are read with; part of the cache's key.
+        samples: The samples with the files.
+        read_facts: Function that decodes a file.
+        progress: Show a progress bar.
+    """
+    found: list[dict | None] = []
+    bar = tqdm(total=len(samples), desc=f"checking {kind}s", disable=not progress, leave=False, unit="file")
+    files = samples.files(kind)
+    with bar, ThreadPoolExecutor(_available_cores()) as pool:
+        while batch := list(itertools.islice(files, FILES_PER_BATCH)):
+            existing = [file for file in batch if file is not None]
+            keys = dict(zip(map(str, existing), pool.map(lambda file: _cache_key(kind, rule, file), existing)))
+            entries = _load_entries(keys.values())
+            missing = {keys[str(file)]: file for file in existing if keys[str(file)] not in entries}
+            new = dict(zip(missing, pool.map(read_facts, missing.values())))
+            _save_entries({key: entry for key, entry in new.items() if entry["error"] is None})
+            entries |= new
+            found += [None if file is None else entries[keys[str(file)]] | {"name": str(file)} for file in batch]
+            bar.update(len(batch))
+    return found
+
+
+def _cache_key(kind: str, rule: str, file: StoredFile) -> str:
+    """Return the key of a file in the cache. It changes when the file or its rule changes."""
+    if file.data is not None:
+        stamp = hashlib.blake2b(file.data, digest_size=16).hexdigest()
+    else:
+        try:
+            status = os.stat(file.path)
+            stamp = f"{os.path.realpath(file.path)} {status.st_size} {status.st_mtime_ns}"
+        except OSError:
+            stamp = file.path  # a missing file is an error, and errors are not saved
+    return f"{VERSION} {kind} {rule} {stamp}"
+
+
+def _available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _connect() -> closing[sqlite3.Connection]:
+    CACHE.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(CACHE, timeout=60)
+    connection.execute("CREATE TABLE IF NOT EXISTS scans (key TEXT PRIMARY KEY, found TEXT)")
+    return closing(connection)
+
+
+# Errors of the cache are ignored: without it the files are only decoded again.
+
+
+def _load_entries(keys: Iterable[str]) -> dict[str, dict]:
+    keys = list(keys)
+    query = f"SELECT key, found FROM scans WHERE key IN ({','.join('?' * len(keys))})"
+    try:
+        with _connect() as connection:
+            return {key: json.loads(found) for key, found in connection.execute(query, keys)}
+    except (OSError, sqlite3.Error):
+        return {}
+
+
+def _save_entries(entries: dict[str, dict]):
+    rows = [(key, json.dumps(entry)) for key, entry in entries.items()]
+    with suppress(OSError, sqlite3.Error), _connect() as connection, connection:
+        connection.executemany("INSERT OR REPLACE INTO scans VALUES (?, ?)", rows)

@@ -1,0 +1,80 @@
+"""The options of [`segment_scene`]: how a scene is read, predicted and written. This module imports no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..utils.errors import UserValueError
+
+
+VECTOR_SUFFIXES = (".gpkg", ".geojson", ".parquet")
+SCORE_DTYPES = ("uint8", "float32")
+
+
+@dataclass
+class SceneOptions:
+    """How a scene is read, predicted and written.
+
+    Args:
+        overlap_px: Pixels that neighbouring windows share. None: a sixth of their side.
+        blend: Weights where windows overlap: "smooth" (lower towards the edges of a window) or "average" (equal, as in
+            the paper). [`WindowGrid`] checks the value.
+        windows_per_batch: Windows per forward pass.
+        resample_to: Ground sampling distance in metres at which the scene is read: that of the training images. None:
+            the scene's own. The map has the pixels of the scene in both cases.
+        save_confidence: Also write the confidence of every pixel.
+        save_probabilities: Also write the probability of every class.
+        score_dtype: Type of confidence and probabilities in the files: "uint8" (0 to 254 for 0 to 1) or "float32".
+        cog: Write Cloud Optimized GeoTIFFs.
+        vector: Also write polygons into this file (.gpkg, .geojson or .parquet). A suffix alone, such as ".gpkg",
+            writes them beside the map, under the name of the map.
+        min_area_m2: Leave out polygons with a smaller area, in square metres.
+        simplify_m: Simplify the outlines of polygons: the largest shift of an outline, in metres.
+
+    Raises:
+        UserValueError: A value is out of range or has no effect.
+    """
+
+    overlap_px: int | None = None
+    blend: Literal["smooth", "average"] = "smooth"
+    windows_per_batch: int = 4
+    resample_to: float | None = None
+    save_confidence: bool = False
+    save_probabilities: bool = False
+    score_dtype: Literal["uint8", "float32"] = "uint8"
+    cog: bool = False
+    vector: str | None = None
+    min_area_m2: float = 0.0
+    simplify_m: float = 0.0
+
+    def __post_init__(self):
+        self.vector = None if self.vector is None else str(self.vector)
+        if self.windows_per_batch < 1:
+            raise UserValueError(f"`windows_per_batch` is {self.windows_per_batch}; expected at least 1.")
+        for name in ("min_area_m2", "simplify_m"):
+            value = getattr(self, name)
+            if not value >= 0:  # also refuses NaN
+                raise UserValueError(f"`{name}` is {value}; expected 0 or more.")
+            if value and self.vector is None:
+                raise UserValueError(
+                    f"`{name}` is {value}, but no polygons are written. Name a file for them: `vector='map.gpkg'`."
+                )
+        if self.resample_to is not None and not self.resample_to > 0:
+            raise UserValueError(f"`resample_to` is {self.resample_to}; expected metres per pixel, above 0.")
+        if self.score_dtype not in SCORE_DTYPES:
+            raise UserValueError(f"`score_dtype` is '{self.score_dtype}'; expected {' or '.join(SCORE_DTYPES)}.")
+        if self.score_dtype != "uint8" and not (self.save_confidence or self.save_probabilities):
+            raise UserValueError(
+                f"`score_dtype` is '{self.score_dtype}', but no scores are written. Add `save_confidence=True` or "
+                "`save_probabilities=True`."
+            )
+        if self.vector is not None and self.vector_path(Path("map")).suffix not in VECTOR_SUFFIXES:
+            raise UserValueError(
+                f"`vector` is '{self.vector}'; expected a file that ends in .gpkg, .geojson or .parquet."
+            )
+
+    def vector_path(self, destination: Path) -> Path | None:
+        """Return the file for the polygons of the map at `destination`. None if no polygons are written."""
+        if self.vector in VECTOR_SUFFIXES:
+            return destination.with_suffix(self.vector)
+        return None if self.vector is None else Path(self.vector)

@@ -1,0 +1,234 @@
+"""Read georeferenced rasters window by window: files, mosaics (VRT), web addresses, everything that GDAL opens.
+
+Rasters are never read as a whole. Each read also returns a mask of the valid pixels: those that are not nodata, not
+transparent and not NaN.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from ..data.reading import ImageRule, percentile_ranges
+from ..utils.errors import UserValueError
+from .georeferencing import GeoGrid
+
+
+SAMPLE_PX = 1024  # longer side of the sample from which the range of a band's values is computed
+GDAL_OPTIONS = {
+    "GDAL_CACHEMAX": 128 * 2**20,  # bytes; GDAL's default is a twentieth of the memory of the machine
+    "GDAL_HTTP_CONNECTTIMEOUT": "30",  # seconds
+    "GDAL_HTTP_TIMEOUT": "120",
+    "GDAL_HTTP_MAX_RETRY": "5",
+    "GDAL_HTTP_RETRY_DELAY": "1",
+}
+
+
+class UnreadableScene(UserValueError):
+    """A scene cannot be read, either when it is opened or later."""
+
+
+class SceneRaster:
+    """A georeferenced raster that is read window by window, in its own pixels or in larger or smaller ones.
+
+    Several threads may read at the same time: each opens the file for itself.
+
+    Args:
+        source: Path or address that GDAL opens.
+        bands: Numbers, from 1, of the bands for red, green and blue. None: all bands that are not transparency.
+        resample_to_m: Ground sampling distance to read at, in metres. None: the scene's own.
+
+    Attributes:
+        grid: The scene's own pixel grid.
+        read_grid: The pixel grid that `read` uses: `grid`, or the grid of `resample_to_m`.
+        dtype: Common type of the bands.
+        tags: Metadata of the file.
+
+    Raises:
+        UnreadableScene: The scene cannot be opened, has no bands or no coordinate system, or lacks one of `bands`.
+        UserValueError: `resample_to_m` is given, and the coordinates cannot be converted to metres.
+    """
+
+    def __init__(self, source: str, bands: tuple[int, ...] | None = None, resample_to_m: float | None = None):
+        self.source = source
+        self._local, self._opened, self._lock = threading.local(), [], threading.Lock()
+        raster = self._raster()
+        self._check_kind(raster)
+        gcps, gcps_crs = raster.gcps
+        crs = gcps_crs if gcps else raster.crs
+        self.grid = GeoGrid(raster.height, raster.width, raster.transform, crs, tuple(gcps), raster.rpcs)
+        self.tags = raster.tags()
+        if crs is None and raster.rpcs is None:
+            raise UnreadableScene(
+                f"{self.source} has no coordinate system, so its map would have no position on Earth. Add one (`rio "
+                "edit-info --crs EPSG:32640 --transform ... FILE`), or predict the file as an image without "
+                "georeferencing: `segment_image` (on the command line `images`)."
+            )
+        alpha = [number for number, kind in zip(raster.indexes, raster.colorinterp) if kind == ColorInterp.alpha]
+        self.bands = bands or tuple(number for number in raster.indexes if number not in alpha)
+        if not self.bands:
+            raise UnreadableScene(f"{self.source} has only a transparency band; expected bands with an image.")
+        if missing := [number for number in self.bands if number not in raster.indexes]:
+            raise UnreadableScene(
+                f"{self.source} holds {self.held()}. There is no band {missing[0]}. Choose three of the bands above: "
+                "`bands=(3, 2, 1)`."
+            )
+        # A band that is chosen as a colour is not transparency, even if GDAL calls it so.
+        no_masks = {MaskFlags.all_valid} | ({MaskFlags.alpha} if set(self.bands) & set(alpha) else set())
+        self._has_mask = any(not no_masks & set(raster.mask_flag_enums[number - 1]) for number in self.bands)
+        self.dtype = np.result_type(*(raster.dtypes[number - 1] for number in self.bands))
+        self.read_grid = self.grid
+        if resample_to_m is not None:
+            sizes = zip((self.grid.height, self.grid.width), self.grid.equal_area_projection().pixel_size_m())
+            self.read_grid = self.grid.resized(*(max(1, round(n * size / resample_to_m)) for n, size in sizes))
+
+    def _check_kind(self, raster: rasterio.DatasetReader):
+        """Refuse rasters without bands, and with values that are not intensities."""
+        if raster.count == 0:
+            inner = "".join(f"\n  {name}" for name in raster.subdatasets)
+            raise UnreadableScene(
+                f"{self.source} has no bands. "
+                + (f"Name one of the rasters inside it:{inner}" if inner else "Replace it.")
+            )
+        dtypes = set(raster.dtypes)
+        if any(dtype.startswith("complex") for dtype in dtypes):
+            raise UnreadableScene(f"{self.source} holds complex numbers ({', '.join(dtypes)}); expected real numbers.")
+        if ColorInterp.palette in raster.colorinterp:
+            raise UnreadableScene(
+                f"{self.source} holds palette indices; expected colours. Convert them: `gdal_translate -expand rgb`."
+            )
+
+    @property
+    def step(self) -> tuple[float, float]:
+        """Height and width of a pixel of `read_grid`, in pixels of the scene."""
+        return self.grid.height / self.read_grid.height, self.grid.width / self.read_grid.width
+
+    def image_rule(self, scale: tuple[tuple[float, float], ...] | str | None) -> ImageRule:
+        """Return the rule that converts the bands to 8-bit RGB.
+
+        Args:
+            scale: As in [`ImageRule`]. "percentiles": the percentiles of this scene, from a sample of its pixels.
+
+        Raises:
+            UserValueError: The rule does not give three bands of 8 bits. The message lists the bands of the scene.
+        """
+        if scale == "percentiles":
+            shape = (len(self.bands), *self.sample_shape(SAMPLE_PX))
+            with self._gdal():
+                values = self._raster().read(list(self.bands), out_shape=shape, masked=True)
+            values = values.astype(np.float32).filled(np.nan).reshape(len(self.bands), -1)
+            try:
+                scale = percentile_ranges(np.where(np.isfinite(values), values, np.nan))
+            except ValueError as error:
+                raise UserValueError(f"{self.source}: {error}") from error
+        rule = ImageRule(self.bands, scale)
+        rule.check(self.source, self.dtype, len(self.bands), self.held)
+        return rule
+
+    def held(self) -> str:
+        """Return a list of the bands for error messages: number, name, type and range of the values."""
+        raster, lines = self._raster(), []
+        shape = self.sample_shape(SAMPLE_PX)
+        for number, kind, name, dtype in zip(
+            raster.indexes, raster.colorinterp, raster.descriptions, raster.dtypes, strict=True
+        ):
+            with self._gdal():
+                values = raster.read(number, out_shape=shape, masked=True).compressed()
+            values = values[np.isfinite(values)]
+            span = f"{values.min():g} to {values.max():g}" if len(values) else "no valid pixels"
+            lines.append(f"\n  band {number} ({name or kind.name}): {dtype}, {span}")
+        return "".join(lines)
+
+    def read(self, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Read a window.
+
+        Args:
+            rows, columns: In pixels of `read_grid`.
+
+        Returns:
+            The values of the bands (bands, height, width), in the type of the scene, and the mask of valid pixels
+            (height, width), boolean.
+        """
+        (down, across), shape = self.step, (rows.stop - rows.start, columns.stop - columns.start)
+        window = Window(columns.start * across, rows.start * down, shape[1] * across, shape[0] * down)
+        return self._read(window, shape, Resampling.average if max(self.step) > 1 else Resampling.bilinear)
+
+    def valid(self, rows: slice) -> np.ndarray:
+        """Return the mask of valid pixels of some rows of the scene's own grid, boolean (rows, width)."""
+        shape = (rows.stop - rows.start, self.grid.width)
+        window = Window(0, rows.start, shape[1], shape[0])
+        if self.dtype.kind == "f":
+            return self._read(window, shape, Resampling.nearest)[1]
+        return self._mask(window, shape, Resampling.nearest)
+
+    def sample_shape(self, side_px: int) -> tuple[int, int]:
+        """Return (height, width) of the whole scene, reduced to `side_px` pixels along its longer side if larger."""
+        factor = min(1.0, side_px / max(self.grid.height, self.grid.width))
+        return max(1, round(self.grid.height * factor)), max(1, round(self.grid.width * factor))
+
+    def sample(self, side_px: int) -> tuple[np.ndarray, np.ndarray]:
+        """Read the whole scene at the size of [`sample_shape`], by nearest pixels. It returns the same as [`read`]."""
+        whole = Window(0, 0, self.grid.width, self.grid.height)
+        return self._read(whole, self.sample_shape(side_px), Resampling.nearest)
+
+    def _read(self, window: Window, shape: tuple[int, int], resampling: Resampling) -> tuple[np.ndarray, np.ndarray]:
+        """Read a window (in pixels of the scene), resampled to `shape`, and its mask."""
+        options = {"window": window, "out_shape": (len(self.bands), *shape), "resampling": resampling}
+        with self._gdal():
+            values = self._raster().read(list(self.bands), **options)
+        valid = self._mask(window, shape, resampling)
+        if self.dtype.kind == "f":
+            valid &= np.isfinite(values).all(axis=0)
+        return values, valid
+
+    def _mask(self, window: Window, shape: tuple[int, int], resampling: Resampling) -> np.ndarray:
+        """Read the mask of valid pixels from nodata values, mask bands and transparency, boolean.
+
+        An integer nodata value (0 or 255) may also be a valid value of a single band. Such a pixel is therefore
+        without data only if all bands have that value. A floating-point nodata value is never a valid value, so a
+        single band is enough.
+        """
+        if not self._has_mask:
+            return np.ones(shape, dtype=bool)
+        options = {"window": window, "out_shape": (len(self.bands), *shape), "resampling": resampling}
+        with self._gdal():
+            masks = self._raster().read_masks(list(self.bands), **options) > 0
+        return masks.all(axis=0) if self.dtype.kind == "f" else masks.any(axis=0)
+
+    def _raster(self) -> rasterio.DatasetReader:
+        """Return the opened file of this thread."""
+        if not hasattr(self._local, "raster"):
+            with self._gdal():
+                self._local.raster = rasterio.open(self.source)
+            with self._lock:
+                self._opened.append(self._local.raster)
+        return self._local.raster
+
+    @contextmanager
+    def _gdal(self) -> Iterator[None]:
+        """Set GDAL's options in this thread, and raise its errors as [`UnreadableScene`]."""
+        try:
+            with rasterio.Env(**GDAL_OPTIONS):
+                yield
+        except (RasterioError, CPLE_BaseError) as error:
+            raise UnreadableScene(
+                f"{self.source} cannot be read: {error.__cause__ or error}. Expected a complete raster file that GDAL "
+                "opens. Check the path, or copy the file again."
+            ) from error
+
+    def close(self):
+        """Close the opened files of all threads."""
+        for raster in self._opened:
+            raster.close()
+
+    def __enter__(self) -> "SceneRaster":
+        return self
+
+    def __exit__(self, *error):
+        self.close()

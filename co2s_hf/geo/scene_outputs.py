@@ -1,0 +1,302 @@
+"""The files of a finished map: GeoTIFFs, class names, quick-look and polygons.
+
+All files are written into the folder of the unfinished map first and then renamed, the map last. A map that exists is
+therefore complete.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+
+from ..data.reading import ImageRule
+from ..model.configuration_co2s import Co2SConfig
+from ..utils.errors import UserFileExistsError, UserOSError, UserValueError
+from ..utils.figures import draw_scene_map, palette_or_default
+from .maps import FULL, NODATA, MapBand, strips, write_class_names, write_map
+from .options import SceneOptions
+from .polygons import map_objects, write_polygons
+from .rasters import SceneRaster
+from .resumable_raster import ResumableRaster, file_error, unfinished_folder
+from .scene_files import is_local
+
+
+QUICK_LOOK_PX = 900  # longer side of the pictures in the quick-look
+STATISTICS_ROWS = 64  # rows whose areas are summed at a time
+# Tags of the scene that do not describe its map.
+SCENE_TAGS = ("STATISTICS_", "TIFFTAG_MINSAMPLEVALUE", "TIFFTAG_MAXSAMPLEVALUE", "CO2S_", "CLASS_")
+
+
+@dataclass(frozen=True)
+class SceneMap:
+    """The files and the statistics of a finished map.
+
+    Args:
+        paths: "map", "class_names", "quick_look" and, if they were asked for, "confidence", "probabilities", "vector".
+        class_pixels: Number of pixels of every class.
+        class_areas_m2: Area of every class in square metres. None if the coordinates of the scene cannot be converted
+            to metres.
+        nodata_pixels: Number of pixels without data.
+    """
+
+    paths: dict[str, Path]
+    class_pixels: list[int]
+    class_areas_m2: list[float] | None
+    nodata_pixels: int
+
+
+def output_paths(destination: Path, options: SceneOptions) -> dict[str, Path]:
+    """Return the path of every file of a map, by the names of [`SceneMap`]. The map is the last one.
+
+    Raises:
+        UserValueError: `destination` does not end in .tif.
+    """
+    if destination.suffix.lower() not in (".tif", ".tiff"):
+        raise UserValueError(f"The map is written to '{destination}'; expected a name that ends in .tif.")
+
+    def beside(ending: str) -> Path:
+        return destination.with_name(destination.stem + ending)
+
+    paths = {"quick_look": beside(".png"), "class_names": destination.with_name(f"{destination.name}.aux.xml")}
+    if options.save_confidence:
+        paths["confidence"] = beside("_confidence.tif")
+    if options.save_probabilities:
+        paths["probabilities"] = beside("_probabilities.tif")
+    if options.vector is not None:
+        paths["vector"] = options.vector_path(destination)
+    return paths | {"map": destination}
+
+
+def check_destinations(source: str, paths: dict[str, Path], resume: bool):
+    """Create the folders of the files, and refuse to overwrite the scene or files of something else.
+
+    Args:
+        source: The scene.
+        paths: The files of its map, from [`output_paths`].
+        resume: Files of the map may exist if there is a map, complete or not, to resume.
+
+    Raises:
+        UserValueError: A file is the scene itself.
+        UserFileExistsError: A file exists already.
+        UserOSError: A file is a folder, or its folder cannot be created or written.
+    """
+    is_resumed = resume and (paths["map"].exists() or unfinished_folder(paths["map"]).exists())
+    for path in reversed(paths.values()):
+        if is_local(source) and path.resolve() == Path(source).resolve():
+            raise UserValueError(f"'{path}' is the scene itself. Choose another destination.")
+        if path.is_dir():
+            raise UserOSError(f"'{path}' is a folder; expected the name of a file.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise file_error(error, path.parent) from error
+        if not os.access(path.parent, os.W_OK):  # checked now, because writing begins after the prediction
+            raise UserOSError(f"'{path.parent}' cannot be written. Change its permissions, or choose another folder.")
+        if path.exists() and not is_resumed:
+            raise UserFileExistsError(f"'{path}' exists already. Choose another destination, or remove it.")
+
+
+def check_complete(paths: dict[str, Path], prediction_facts: dict, options: SceneOptions):
+    """Check that an existing map was made with the same settings and that all files exist.
+
+    Args:
+        paths: The files of the map, from [`output_paths`].
+        prediction_facts: Everything that the pixels depend on.
+        options: The options of this run.
+
+    Raises:
+        UserFileExistsError: A file is missing, or the settings differ.
+    """
+    path = paths["map"]
+    if missing := [str(other) for other in paths.values() if not other.exists()]:
+        raise UserFileExistsError(
+            f"'{path}' is complete, but '{missing[0]}' is missing. Remove the map to make all files again."
+        )
+    with rasterio.open(path) as raster:
+        found = raster.tags()
+    expected = _as_tags(prediction_facts | _output_facts(options))
+    differing = [name.removeprefix("CO2S_").lower() for name, value in expected.items() if found.get(name) != value]
+    if differing:
+        raise UserFileExistsError(
+            f"'{path}' exists and was made with another {', '.join(differing)}. Remove it, or choose another "
+            "destination."
+        )
+
+
+class SceneOutputs:
+    """Writes the files of a map from its finished rows.
+
+    Args:
+        config: Configuration of the model: class names and palette.
+        scene: The scene. The map has its pixel grid.
+        rule: Conversion of the scene to 8-bit RGB, for the quick-look.
+        options: Which files to write, and how.
+        planes: The finished rows: labels, confidence and probabilities, in pixels of `scene.read_grid`.
+
+    Raises:
+        UserValueError: Polygons are asked for, but the coordinates of the scene do not allow them.
+    """
+
+    def __init__(
+        self,
+        config: Co2SConfig,
+        scene: SceneRaster,
+        rule: ImageRule,
+        options: SceneOptions,
+        planes: ResumableRaster,
+    ):
+        self.config, self.scene, self.rule, self.options, self.planes = config, scene, rule, options, planes
+        self.grid = scene.grid
+        self.palette = palette_or_default(config.palette, config.num_labels)
+        self.names = [config.id2label[index] for index in range(config.num_labels)]
+        if options.vector is not None and self.grid.gcps:
+            raise UserValueError(
+                f"Polygons (`vector`) need a scene with a transform; {scene.source} has ground control points. Warp "
+                "it first: `rio warp`."
+            )
+        try:
+            self.projection = self.grid.equal_area_projection()
+        except UserValueError:
+            if options.vector is not None:
+                raise
+            self.projection = None  # the legend then shows shares without areas
+
+    def write(self, paths: dict[str, Path]) -> SceneMap:
+        """Write all files into the folder of the finished rows, then move them to their paths, the map last."""
+        folder = self.planes.folder / "outputs"
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        folder.mkdir()
+        try:
+            temporary = {name: folder / path.name for name, path in paths.items()}
+            self._write_raster(temporary["map"], {"labels": "class"}, self.palette)
+            if "confidence" in paths:
+                self._write_raster(temporary["confidence"], {"confidence": "confidence"})
+            if "probabilities" in paths:
+                planes = {f"probability_{index}": name for index, name in enumerate(self.names)}
+                self._write_raster(temporary["probabilities"], planes)
+            write_class_names(temporary["class_names"], self.names)
+            result = self._measure(paths)
+            self._draw_quick_look(temporary["quick_look"], result)
+            if "vector" in paths:  # not in the temporary folder: it may be on another disk
+                self._write_polygons(paths["vector"])
+            for name in paths.keys() - {"vector", "map"}:
+                os.replace(temporary[name], paths[name])
+            os.replace(temporary["map"], paths["map"])
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return result
+
+    def _plane_reader(self, name: str, masked: bool = True) -> Callable[[slice], np.ndarray]:
+        """Return a function that reads rows of a plane in pixels of the scene.
+
+        If the scene was read at another ground sampling distance, it takes the nearest pixel of the plane.
+
+        Args:
+            name: Name of the plane.
+            masked: In that case, set the pixels of the scene without data to the nodata value of the plane.
+        """
+        read_grid, nodata = self.scene.read_grid, _nodata_of(self.planes.planes[name])
+        if self.grid is read_grid:
+            return lambda rows: self.planes.read(name, rows)
+        down, across = self.scene.step
+        columns = ((np.arange(self.grid.width) + 0.5) / across).astype(int)
+
+        def read(rows: slice) -> np.ndarray:
+            nearest = ((np.arange(rows.start, rows.stop) + 0.5) / down).astype(int)
+            values = self.planes.read(name, slice(nearest[0], nearest[-1] + 1))
+            values = values[nearest - nearest[0]][:, columns]
+            if masked:
+                values[~self.scene.valid(rows)] = nodata
+            return values
+
+        return read
+
+    def _write_raster(self, path: Path, planes: dict[str, str], palette: np.ndarray | None = None):
+        """Write a GeoTIFF with one band per plane; `planes` maps the name of each plane to the name of its band."""
+        bands = [MapBand(name, self._plane_reader(plane)) for plane, name in planes.items()]
+        dtype = self.planes.planes[next(iter(planes))].name
+        write_map(path, bands, dtype, self.grid, self._tags(), palette, self.options.cog)
+
+    def _tags(self) -> dict[str, str]:
+        """Return the tags of the map: those of the scene, the settings (CO2S_...) and the class names (CLASS_...)."""
+        tags = {name: value for name, value in self.scene.tags.items() if not name.startswith(SCENE_TAGS)}
+        tags |= _as_tags(self.planes.settings | _output_facts(self.options))
+        return tags | {f"CLASS_{index}": name for index, name in enumerate(self.names)}
+
+    def _measure(self, paths: dict[str, Path]) -> SceneMap:
+        """Count the pixels of every class and sum their areas."""
+        read, num_classes = self._plane_reader("labels"), self.config.num_labels
+        pixels, areas = np.zeros(NODATA + 1, dtype=np.int64), np.zeros(NODATA + 1)
+        for rows in strips(self.grid.height, STATISTICS_ROWS):
+            labels = read(rows).ravel()
+            pixels += np.bincount(labels, minlength=NODATA + 1)
+            if self.projection is not None:
+                areas += np.bincount(labels, self.projection.areas_m2(rows).ravel(), minlength=NODATA + 1)
+        areas = None if self.projection is None else areas[:num_classes].tolist()
+        return SceneMap(paths, pixels[:num_classes].tolist(), areas, int(pixels[NODATA]))
+
+    def _draw_quick_look(self, path: Path, result: SceneMap):
+        """Draw the scene, its map and the confidence, each reduced to nearest pixels."""
+        height, width = self.scene.sample_shape(QUICK_LOOK_PX)
+        values, valid = self.scene.sample(QUICK_LOOK_PX)
+        image = np.array(self.rule.to_8_bit(values))
+        image[~valid] = 255
+        rows = ((np.arange(height) + 0.5) * self.grid.height / height).astype(int)
+        columns = ((np.arange(width) + 0.5) * self.grid.width / width).astype(int)
+
+        def reduced(name: str) -> np.ndarray:
+            read = self._plane_reader(name, masked=False)
+            return np.stack([read(slice(row, row + 1))[0, columns] for row in rows])
+
+        labels, confidence = np.where(valid, reduced("labels"), NODATA), _as_probabilities(reduced("confidence"))
+        confidence = np.where(labels == NODATA, np.nan, confidence)
+        draw_scene_map(image, labels, confidence, self._legend(result), self.palette, path)
+
+    def _legend(self, result: SceneMap) -> dict[int, str]:
+        """Return name, share and area of every class in the map, by class index."""
+        num_valid = max(sum(result.class_pixels), 1)
+        legend = {}
+        for index, pixels in enumerate(result.class_pixels):
+            if pixels:
+                area = "" if result.class_areas_m2 is None else f", {_format_area(result.class_areas_m2[index])}"
+                legend[index] = f"{self.names[index]}: {100 * pixels / num_valid:.1f} %{area}"
+        return legend
+
+    def _write_polygons(self, path: Path):
+        """Write the objects of the map that are large enough."""
+        labels, confidence = self._plane_reader("labels"), self._plane_reader("confidence")
+
+        def read(rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            return labels(rows), _as_probabilities(confidence(rows)), self.projection.areas_m2(rows)
+
+        objects = map_objects(self.grid.height, read, NODATA)
+        objects = (found for found in objects if found.area_m2 >= self.options.min_area_m2)
+        simplify_px = self.options.simplify_m / float(np.mean(self.projection.pixel_size_m()))
+        write_polygons(path, objects, self.grid, dict(enumerate(self.names)), simplify_px)
+
+
+def _output_facts(options: SceneOptions) -> dict:
+    """Return the options that the files depend on but the predicted pixels do not."""
+    return {name: getattr(options, name) for name in ("cog", "min_area_m2", "simplify_m")}
+
+
+def _as_tags(facts: dict) -> dict[str, str]:
+    return {f"CO2S_{name.upper()}": json.dumps(value) for name, value in facts.items()}
+
+
+def _nodata_of(dtype: np.dtype) -> float:
+    return NODATA if dtype == np.uint8 else np.nan
+
+
+def _as_probabilities(values: np.ndarray) -> np.ndarray:
+    """Convert stored scores (0 to 254 as uint8, or float32) to 0 to 1, float32."""
+    return values.astype(np.float32) / FULL if values.dtype == np.uint8 else values
+
+
+def _format_area(square_metres: float) -> str:
+    return f"{square_metres / 1e6:,.2f} km²" if square_metres >= 1e6 else f"{square_metres / 1e4:,.2f} ha"

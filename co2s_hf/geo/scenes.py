@@ -1,0 +1,302 @@
+"""Segment georeferenced rasters of any size into maps.
+
+The scene is read window by window, and the rows of the map are written as soon as they are complete. Memory use grows
+a little with the width of the scene and not with its height.
+"""
+
+import logging
+import shutil
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..utils.errors import UserError, UserImportError, UserValueError
+
+
+try:
+    import rasterio
+
+    from .maps import NODATA, quantized
+    from .rasters import GDAL_OPTIONS, SceneRaster, UnreadableScene
+    from .scene_outputs import SceneMap, SceneOutputs, check_complete, check_destinations, output_paths
+except ImportError as error:
+    raise UserImportError(
+        f"Scenes need further libraries ({error}). Install them: pip install 'co2s_hf[scenes]'."
+    ) from error
+from ..data.reading import ImageRule
+from ..inference.images import fused_logits, fused_students, window_side
+from ..inference.windows import JoinedPiece, Window, WindowGrid, joined_pieces
+from ..model.image_processing_co2s import Co2SImageProcessor
+from ..model.modeling_co2s import Co2SForSemanticSegmentation
+from .options import SceneOptions
+from .resumable_raster import ResumableRaster, file_error, unfinished_folder
+from .scene_files import is_local, scene_name
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+NUM_READERS = 2  # threads that read windows ahead
+
+logger = logging.getLogger(__name__)
+
+
+def segment_scene(
+    model: Co2SForSemanticSegmentation,
+    image_processor: Co2SImageProcessor,
+    source: str | Path,
+    destination: str | Path,
+    *,
+    crop_size: int | None = None,
+    flip: bool = False,
+    bands: tuple[int, int, int] | None = None,
+    scale: tuple[float, float] | tuple[tuple[float, float], ...] | str | None = None,
+    resume: bool = False,
+    show_progress: bool = True,
+    **options,
+) -> SceneMap | None:
+    """Segment a georeferenced raster of any size into a map for geographic information systems.
+
+    Args:
+        model: In evaluation mode, on its device and in its precision. Its configuration contains the fusion of the
+            students.
+        image_processor: Image processor of the model. Its resizing is not applied; see `resample_to` of
+            [`SceneOptions`].
+        source: Path or address that GDAL opens: a file, a mosaic (VRT), https://, s3://, /vsizip/...
+        destination: GeoTIFF to write: the label map, uint8, with 255 for pixels without data. Also written are
+            NAME.png, a quick-look; NAME.tif.aux.xml, the class names; and, with `save_confidence` and
+            `save_probabilities`, NAME_confidence.tif and NAME_probabilities.tif.
+        crop_size: Side of the windows in pixels. None: the side of the crops in training.
+        flip: Also predict each window mirrored and average the two.
+        bands: Numbers, from 1, of the bands for red, green and blue. None: those in the configuration of the model,
+            or else all bands.
+        scale: Values that become 0 and 255: (low, high) for all bands, or one pair per band; "percentiles" for the
+            2nd and 98th percentile of each band of this scene. None: the scale in the configuration of the model.
+        resume: Continue the finished rows of an interrupted run. A complete map stays as it is.
+        show_progress: Show a bar with pixels per second and the remaining time.
+        options: Fields of [`SceneOptions`].
+
+    Returns:
+        The files and the statistics of the map. None for a map that was complete already.
+
+    Raises:
+        UnreadableScene: The scene cannot be read, or has no coordinate system.
+        UserValueError: The bands of the scene do not fit the model, or an option is out of range.
+        UserFileExistsError: There is a map already, or finished rows of one, and it cannot be resumed.
+        UserOSError: The destination cannot be written.
+    """
+    options, source, destination = SceneOptions(**options), str(source), Path(destination)
+    crop_size = window_side(model, crop_size)
+    paths = output_paths(destination, options)
+    check_destinations(source, paths, resume)
+    scale = _scale_pairs(scale)
+    if model.config.num_labels > NODATA:
+        raise UserValueError(
+            f"The model has {model.config.num_labels} classes; expected {NODATA} at most, because maps have 8 bits."
+        )
+    rule = ImageRule.of_config(model.config)
+    with rasterio.Env(**GDAL_OPTIONS), SceneRaster(source, bands or rule.bands, options.resample_to) as scene:
+        rule = scene.image_rule(scale or rule.scale)
+        prediction = _Prediction(model, image_processor, scene, rule, options, crop_size, flip)
+        if paths["map"].exists():
+            check_complete(paths, prediction.facts(), options)
+            shutil.rmtree(unfinished_folder(destination), ignore_errors=True)  # of a run that was killed at its end
+            return None
+        height, width = scene.read_grid.height, scene.read_grid.width
+        planes = ResumableRaster(destination, height, width, prediction.planes(), prediction.facts(), resume)
+        with _finished_rows_kept(planes, source):
+            outputs = SceneOutputs(model.config, scene, rule, options, planes)
+            prediction.run(planes, show_progress)
+            result = outputs.write(paths)
+        planes.remove()
+        return result
+
+
+def _scale_pairs(scale) -> tuple[tuple[float, float], ...] | str | None:
+    """Return a scale as a tuple of one or three (low, high) pairs; None and "percentiles" stay.
+
+    Raises:
+        UserValueError: The scale is none of these.
+    """
+    if scale is None or (isinstance(scale, str) and scale == "percentiles"):
+        return scale
+    pairs = () if isinstance(scale, str) else (tuple(scale),) if np.ndim(scale) == 1 else tuple(map(tuple, scale))
+    if len(pairs) not in (1, 3) or not all(len(pair) == 2 and pair[0] < pair[1] for pair in pairs):
+        raise UserValueError(
+            f"`scale` is {scale!r}; expected the values that become 0 and 255, one (low, high) pair for all bands or "
+            "one per band: `scale=((0, 3000),)`; or `scale='percentiles'`."
+        )
+    return pairs
+
+
+class _Prediction:
+    """Predicts the labels and scores of a scene, row by row."""
+
+    def __init__(
+        self,
+        model: Co2SForSemanticSegmentation,
+        image_processor: Co2SImageProcessor,
+        scene: SceneRaster,
+        rule: ImageRule,
+        options: SceneOptions,
+        crop_size: int,
+        flip: bool,
+    ):
+        self.model, self.image_processor, self.scene, self.rule = model, image_processor, scene, rule
+        self.options, self.flip = options, flip
+        self.students = fused_students(model.config)
+        height, width = scene.read_grid.height, scene.read_grid.width
+        self.grid = WindowGrid(height, width, crop_size, options.overlap_px, options.blend)
+
+    def planes(self) -> dict[str, str]:
+        """Return the NumPy type of each plane, by name."""
+        names = ["confidence"]
+        if self.options.save_probabilities:
+            names += [f"probability_{index}" for index in range(self.model.config.num_labels)]
+        return {"labels": "uint8"} | dict.fromkeys(names, self.options.score_dtype)
+
+    def facts(self) -> dict:
+        """Return everything that the predicted pixels depend on: a run that differs in it cannot be resumed."""
+        source, config, options = self.scene.source, self.model.config, self.options
+        file = Path(source).stat() if is_local(source) else None
+        return {
+            "scene": {"name": scene_name(source)}
+            | ({"bytes": file.st_size, "modified": file.st_mtime} if file else {}),
+            "model": {
+                "weights": _fingerprint(self.model),
+                "dtype": str(self.model.dtype),
+                "device": self.model.device.type,
+                "fusion": config.fusion,
+            },
+            "normalization": (self.image_processor.image_mean, self.image_processor.image_std),
+            "crop_size": self.grid.crop_size,
+            "overlap_px": self.grid.overlap,
+            "blend": options.blend,
+            "flip": self.flip,
+            "windows_per_batch": options.windows_per_batch,
+            "bands": self.rule.bands,
+            "scale": self.rule.scale,
+            "grid": (self.grid.height, self.grid.width),
+            "planes": self.planes(),
+        }
+
+    def run(self, planes: ResumableRaster, show_progress: bool):
+        """Predict all rows that are not finished yet and write them."""
+        done, total = planes.rows_done, self.grid.height
+        if done == total:
+            return
+        row, batch = self.grid.tops.index(done), self.options.windows_per_batch
+        first = self.grid.restart_row(row, batch)
+        bar = tqdm(
+            total=total * self.grid.width,
+            initial=done * self.grid.width,
+            unit="px",
+            unit_scale=True,
+            desc=scene_name(self.scene.source),
+            disable=not show_progress,
+        )
+        reader = read_ahead(self._read_window, self.grid.windows(first), NUM_READERS, 2 * batch)
+        # If the block fails, `closing` stops the threads before the scene is closed.
+        with bar, closing(reader) as windows:
+            for piece in joined_pieces(self.model, self.grid, windows, self.students, batch, self.flip, first):
+                if piece.row < row:  # finished before; predicted again because it overlaps the rows below
+                    continue
+                if piece.columns.start == 0:
+                    shape = piece.rows.stop - piece.rows.start, self.grid.width
+                    strip = {name: np.empty(shape, dtype) for name, dtype in planes.planes.items()}
+                for name, values in self._plane_values(piece).items():
+                    strip[name][:, piece.columns] = values
+                if piece.columns.stop == self.grid.width:
+                    planes.write(piece.rows, strip)
+                bar.update(piece.weights.numel())
+
+    def _read_window(self, position: tuple[slice, slice]) -> Window | None:
+        """Read the window at (rows, columns) and prepare it for the model. None if it has no valid pixels."""
+        values, valid = self.scene.read(*position)
+        if not valid.any():
+            return None
+        image = np.array(self.rule.to_8_bit(values))
+        if not valid.all():  # replace the nodata value by the mean of the valid pixels: the model must not see it
+            image[~valid] = image[valid].mean(axis=0).round()
+        inputs = self.image_processor(image, do_resize=False, input_data_format="channels_last", return_tensors="pt")
+        return Window(inputs["pixel_values"][0], None if valid.all() else torch.from_numpy(valid))
+
+    def _plane_values(self, piece: JoinedPiece) -> dict[str, np.ndarray]:
+        """Return the values of a finished piece for each plane, with the nodata value at pixels without data."""
+        valid = piece.weights > 0
+        logits = (piece.sums / torch.where(valid, piece.weights, 1)).chunk(len(self.students))
+        logits = {name: part[None] for name, part in zip(self.students, logits)}
+        probabilities = fused_logits(logits, self.model.config.fusion, tuple(valid.shape)).softmax(dim=0)
+        if not probabilities.isfinite().all():
+            raise UserValueError(
+                "The logits of the model are not finite (NaN or infinite). Use a higher precision, or another model: "
+                "its weights may be damaged."
+            )
+        confidence, labels = probabilities.max(dim=0)
+        scores = {"confidence": confidence}
+        if self.options.save_probabilities:
+            scores |= {f"probability_{index}": plane for index, plane in enumerate(probabilities)}
+        valid = valid.cpu().numpy()
+        values = {"labels": np.where(valid, labels.cpu().numpy(), NODATA)}
+        for name, plane in scores.items():
+            plane = plane.cpu().numpy()
+            values[name] = (
+                np.where(valid, quantized(plane), NODATA)
+                if self.options.score_dtype == "uint8"
+                else np.where(valid, plane, np.nan)
+            )
+        return values
+
+
+@contextmanager
+def _finished_rows_kept(planes: ResumableRaster, source: str) -> Iterator[None]:
+    """If the block fails, keep the finished rows for a later run, unless the scene itself is a broken file."""
+    try:
+        yield
+    except Exception as error:
+        # The parts of a mosaic may be missing for a while only, so its rows are kept.
+        is_broken = isinstance(error, UnreadableScene) and is_local(source) and not source.lower().endswith(".vrt")
+        if is_broken or not planes.rows_done:
+            planes.remove()
+        else:
+            logger.warning(f"The finished rows are kept in '{planes.folder}'. Continue them with `resume=True`.")
+        if isinstance(error, OSError) and not isinstance(error, UserError):
+            raise file_error(error, planes.folder) from error
+        raise
+
+
+def read_ahead(read: Callable[[T], R], places: Iterable[T], num_threads: int, ahead: int) -> Iterator[R]:
+    """Yield `read(place)` for every place, in order. Threads read some of the next places in advance.
+
+    Args:
+        read: Function that the threads call.
+        places: Its arguments.
+        num_threads: Number of threads.
+        ahead: Number of places to read in advance.
+    """
+    pool, waiting = ThreadPoolExecutor(num_threads), deque()
+    try:
+        for place in places:
+            waiting.append(pool.submit(read, place))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _fingerprint(model: torch.nn.Module) -> str:
+    """Return a checksum of a part of each tensor of a model. Any training changes it."""
+    checksum = 0
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().flatten()[:1024].cpu().contiguous().view(torch.uint8)
+        checksum = zlib.crc32(values.numpy().tobytes(), zlib.crc32(name.encode(), checksum))
+    return f"{checksum:08x}"

@@ -1,0 +1,317 @@
+"""Write the model card (README.md) of a model, and add evaluation results to a card.
+
+A card contains only facts: from the files in the model's folder, and from an [`Evaluation`]. Its text is in
+model_cards/template.md.
+"""
+
+import hashlib
+import json
+import re
+import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..model.adapters_co2s import PEFT_CONFIG_FILE
+from ..model.configuration_co2s import Co2SConfig
+from ..model.modeling_co2s import Co2SForSemanticSegmentation
+from ..training.evaluation import METRICS, Evaluation
+from ..utils.files import write_text
+
+
+# The facts of a training run, beside the weights. "command" is the list of words after the program's name, such as
+# ["train", "--data_dir", "x"]. "arguments" maps the names of all options to their JSON forms. "data" holds name, id
+# (on the Hub, or None), partition, is_drawn, num_labeled, num_unlabeled and num_validation. The other keys are
+# data_hash, num_processes, device, mixed_precision, versions and git_revision.
+TRAINING_FILE = "training.json"
+PREDICTIONS, CURVES, SAMPLES = "figures/predictions.png", "figures/curves.png", "samples"
+MODEL_PATH = "path/to/this/model"  # the model's name in a card until the model is published
+DINOV3_LICENSE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
+
+NO_RESULTS = "Nothing has been measured yet."
+RESULTS_END = "<!-- end of the results -->"
+SELECTED = "This training step was selected by its result on these images, so the result is optimistic."
+# Options that a repeated run does not need: they say where to publish, and from where to resume.
+NOT_REPEATED = {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"}
+NOT_REPEATED |= {"resume_from_checkpoint", "overwrite_output_dir"}
+PREDICTOR_TITLES = {"clip": "CLIP student", "dinov3": "DINOv3 student", "fused": "fused"}
+
+
+def template_path() -> Path:
+    """Return the path of the card's template: inside an installed package, or beside the package in a checkout."""
+    installed = Path(__file__).parents[1] / "model_cards" / "template.md"
+    return installed if installed.exists() else Path(__file__).parents[2] / "model_cards" / "template.md"
+
+
+def write_card(folder: str | Path, evaluation: Evaluation | None = None, config: Co2SConfig | None = None) -> Path:
+    """Write README.md into a model's folder.
+
+    Args:
+        folder: Folder of a model or of an adapter. The card also uses training.json, figures/ and samples/ if the
+            folder has them.
+        evaluation: Results to show; None for a card without results.
+        config: Configuration of the model, for an adapter that of the base model with the adapter. None: load it from
+            the folder.
+
+    Returns:
+        The path of README.md.
+    """
+    folder = Path(folder)
+    adapter, training = _read_json(folder / PEFT_CONFIG_FILE), _read_json(folder / TRAINING_FILE)
+    if config is None and adapter is None:
+        config = Co2SConfig.from_pretrained(folder)
+    elif config is None:
+        config = Co2SForSemanticSegmentation.from_pretrained(folder).config
+    if training:
+        training["data"]["name"] = _table_cell(training["data"]["name"])
+    pictures = {name: p for name, p in (("predictions", PREDICTIONS), ("curves", CURVES)) if (folder / p).exists()}
+    samples = sorted(path.relative_to(folder).as_posix() for path in (folder / SAMPLES).glob("*"))
+    base = _base_model(training, adapter)
+    card = ModelCard.from_template(
+        _metadata(training, samples, adapter),
+        template_path(),
+        adapter=adapter,
+        base=base,
+        title=_title(training, base),
+        config=config,
+        labels=[config.id2label[index] for index in range(config.num_labels)],
+        model_id=MODEL_PATH,
+        training=training,
+        command=reproduce_command(training) if training else None,
+        is_clean=bool(training and training["git_revision"] and not training["git_revision"].endswith("-dirty")),
+        arguments=_options_yaml(training["arguments"]) if training else None,
+        pictures=pictures,
+        results=f"{NO_RESULTS}\n\n{RESULTS_END}\n",
+    )
+    if evaluation is not None:
+        card = with_evaluation(card, evaluation)
+    write_text(folder / "README.md", without_secrets(str(card)))
+    return folder / "README.md"
+
+
+def add_evaluation(folder: str | Path, evaluation: Evaluation, picture: str | Path | None = None):
+    """Add evaluation results to the card in a model's folder. Write the card first if there is none.
+
+    Args:
+        folder: Folder of a model or of an adapter.
+        evaluation: Results to add.
+        picture: Figure of the confusion matrix. It is copied into the folder and shown in the card.
+    """
+    folder, place = Path(folder), None
+    path = folder / "README.md"
+    if not path.exists():
+        write_card(folder)
+    if picture is not None:
+        place = figure_path(evaluation)
+        (folder / place).parent.mkdir(exist_ok=True)
+        shutil.copyfile(picture, folder / place)
+    write_text(path, str(with_evaluation(ModelCard.load(path), evaluation, place)))
+
+
+def figure_path(evaluation: Evaluation) -> str:
+    """Return the path, in the model's folder, of the figure of an evaluation. Every evaluation has its own."""
+    return f"figures/confusion-{_evaluation_key(evaluation)}.png"
+
+
+def with_evaluation(card: ModelCard, evaluation: Evaluation, picture: str | None = None) -> ModelCard:
+    """Return a card with evaluation results added.
+
+    The results replace earlier results for the same images and settings. All other text stays as it is.
+
+    Args:
+        card: Any model card, also one that was not written by this package.
+        evaluation: Results to add.
+        picture: Path in the repository of a figure to show with them.
+    """
+    text, key = card.text, _evaluation_key(evaluation)
+    # A model that was selected on these images stays so when it is evaluated again, with whatever settings.
+    if re.search(rf"image sets: {evaluation.data_hash}\b.*{re.escape(SELECTED)}", text):
+        evaluation = replace(evaluation, is_best=True)
+    section = without_secrets(_results_section(evaluation, picture))
+    block = f"<!-- results {key} -->\n{section}\n<!-- end of results {key} -->\n"
+    earlier = re.compile(rf"<!-- results {key} -->.*?<!-- end of results {key} -->\n", re.DOTALL)
+    if earlier.search(text):
+        text = earlier.sub(lambda match: block, text)
+    elif RESULTS_END in text:
+        text = text.replace(f"{NO_RESULTS}\n\n", "").replace(RESULTS_END, f"{block}\n{RESULTS_END}")
+    else:
+        text = f"{text.rstrip()}\n\n## Results\n\n{block}\n{RESULTS_END}\n"
+    data, results = card.data, _eval_results(evaluation)
+    replaced = results[0].unique_identifier
+    data.eval_results = [r for r in data.eval_results or () if r.unique_identifier != replaced] + results
+    data.model_name = data.model_name or "Co2S"
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
+
+
+def reproduce_command(training: dict) -> str:
+    """Return the command line that repeats a run, without the options in `NOT_REPEATED`.
+
+    Args:
+        training: Content of training.json.
+    """
+    launch = ["accelerate", "launch"]
+    if training["num_processes"] > 1:
+        launch += ["--multi_gpu", "--num_processes", str(training["num_processes"])]
+    words, names, is_kept = [], set(), True
+    for word in training["command"]:
+        if word.startswith("--"):
+            name = word.removeprefix("--").partition("=")[0]
+            names.add(name)
+            is_kept = name not in NOT_REPEATED
+        words += [word] if is_kept else []
+    if training["mixed_precision"] != "no" and "mixed_precision" not in names:
+        words += ["--mixed_precision", training["mixed_precision"]]  # it was an option of `accelerate launch`
+    return shlex.join([*launch, "-m", "co2s_hf", *words])
+
+
+def without_secrets(text: str) -> str:
+    """Remove access tokens, user names, passwords and queries in addresses, and the path of the home folder."""
+    text = re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_...", text)
+    text = re.sub(r"(\w+://)[^/\s@]+@", r"\1...@", text)  # user:password@
+    text = re.sub(r"(\w+://[^\s?\"'`)]+)\?[^\s\"'`)]+", r"\1?...", text)  # ?token=...
+    home = str(Path.home())
+    return re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text) if home != "/" else text
+
+
+def is_hub_name(name: str) -> bool:
+    """Return whether a name has the form user/name and is not a local path."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
+
+
+def _read_json(path: Path) -> dict | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _evaluation_key(evaluation: Evaluation) -> str:
+    """Return eight digits that identify the images and settings of an evaluation."""
+    facts = [evaluation.data, evaluation.data_hash, evaluation.crop_size, evaluation.fusion, evaluation.flip]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
+
+
+def _options_yaml(arguments: dict) -> str:
+    """Return the options of a run as YAML for `--config`. Options without a value and derived options are left out."""
+    kept = {name: value for name, value in arguments.items() if value is not None and name not in NOT_REPEATED}
+    for derived, given in (("max_train_steps", "num_train_epochs"), ("eval_steps", "eval_epochs")):
+        if given in kept:
+            kept.pop(derived, None)
+    return yaml.safe_dump(kept, sort_keys=False).rstrip()
+
+
+def _title(training: dict | None, base: str | None) -> str:
+    return f"Co2S {'adapted to' if base else 'trained on'} {training['data']['name']}" if training else "Co2S"
+
+
+def _base_model(training: dict | None, adapter: dict | None) -> str | None:
+    """Return the name or folder of the model that this model was fine-tuned from; None if there is none."""
+    if adapter is not None:
+        return adapter["base_model_name_or_path"]
+    return training["arguments"].get("checkpoint") if training else None
+
+
+def _metadata(training: dict | None, samples: list[str], adapter: dict | None) -> ModelCardData:
+    """Return the YAML header of a card."""
+    arguments = training["arguments"] if training else {}
+    facts = {"library_name": "transformers" if adapter is None else "peft"}
+    base = _base_model(training, adapter)
+    if base:  # the card of the base model names the backbones
+        facts["base_model_relation"] = "finetune" if adapter is None else "adapter"
+        facts |= {"base_model": base} if is_hub_name(base) else {}
+    elif backbones := [name for key in ("clip_model", "dinov3_model") if (name := arguments.get(key))]:
+        facts |= {"license": "other", "license_name": "dinov3-license", "license_link": DINOV3_LICENSE}
+        hub_names = [name for name in backbones if is_hub_name(name)]
+        facts |= {"base_model": hub_names} if hub_names else {}
+    if training and training["data"]["id"]:
+        facts["datasets"] = [training["data"]["id"]]
+    if samples:
+        facts["widget"] = [{"src": sample, "example_title": Path(sample).stem} for sample in samples]
+    tags = ["co2s", "remote-sensing", "semantic-segmentation", "semi-supervised", "custom_code"]
+    return ModelCardData(
+        model_name=_title(training, base),
+        pipeline_tag="image-segmentation",
+        tags=tags + (["lora"] if adapter else []),
+        metrics=["mean_iou"],
+        **facts,
+    )
+
+
+def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
+    """Return the entries of the model-index: mean IoU, first that of the fusion, and the fusion's pixel accuracy."""
+    settings = f"windows of {evaluation.crop_size} px, fusion {evaluation.fusion}"
+    settings += ", averaged with the mirrored images" if evaluation.flip else ""
+    dataset = {
+        "task_type": "image-segmentation",
+        "dataset_name": evaluation.data,
+        "dataset_type": evaluation.dataset_id or evaluation.data,
+        "dataset_split": "validation",
+        "dataset_revision": evaluation.data_hash,
+        "dataset_config": settings,
+    }
+    measured = [
+        ("mean_iou", f"Mean IoU, {title}", evaluation.scores[name].mean_iou)
+        for name, title in reversed(PREDICTOR_TITLES.items())
+        if name in evaluation.scores
+    ]
+    measured.append(("accuracy", "Pixel accuracy, fused", evaluation.scores["fused"].accuracy))
+    return [
+        EvalResult(metric_type=kind, metric_name=name, metric_value=round(value, 4), **dataset)
+        for kind, name, value in measured
+    ]
+
+
+def _results_section(evaluation: Evaluation, picture: str | None) -> str:
+    """Return the table of scores, and the settings that are needed to get the same scores again."""
+    columns = {title: evaluation.scores[name] for name, title in PREDICTOR_TITLES.items() if name in evaluation.scores}
+    lines = [
+        f"IoU of every class, and the means, in per cent on the {evaluation.num_images} validation images of "
+        f"{evaluation.data}:",
+        "",
+        f"| class | {' | '.join(columns)} |",
+        "|---|" + "---|" * len(columns),
+    ]
+    rows = {_table_cell(c): [scores.iou[c] for scores in columns.values()] for c in evaluation.scores["fused"].iou}
+    rows |= {f"**{title}**": [getattr(s, name) for s in columns.values()] for name, title in METRICS.items()}
+    lines += [f"| {title} | {' | '.join(map(_percent, values))} |" for title, values in rows.items()]
+    settings = [
+        f"Windows of {evaluation.crop_size} px; fusion: {evaluation.fusion}; "
+        f"{'averaged with the mirrored images' if evaluation.flip else 'no test-time augmentation'}; "
+        f"hash of the image sets: {evaluation.data_hash}.",
+        "Predicting the most frequent class everywhere gives a mean IoU of "
+        f"{_percent(evaluation.largest_class_mean_iou)}.",
+    ]
+    if evaluation.step:
+        settings.append(f"Measured after training step {evaluation.step}.")
+    if evaluation.is_best:
+        settings.append(SELECTED)
+    lines += ["", " ".join(settings)]
+    if picture is not None:
+        lines += ["", f"![Confusion matrix in per cent of each true class]({picture})"]
+    return "\n".join(lines)
+
+
+def _table_cell(text: str) -> str:
+    """Escape text for a cell of a Markdown table."""
+    return text.replace("|", r"\|")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+__all__ = [
+    "CURVES",
+    "MODEL_PATH",
+    "PREDICTIONS",
+    "SAMPLES",
+    "TRAINING_FILE",
+    "add_evaluation",
+    "figure_path",
+    "is_hub_name",
+    "reproduce_command",
+    "template_path",
+    "with_evaluation",
+    "without_secrets",
+    "write_card",
+]

@@ -1,0 +1,218 @@
+"""Publish models on the Hub: create the repository before the work starts, then upload all files in one commit."""
+
+import json
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from httpx2 import HTTPError  # huggingface_hub raises it when there is no connection
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, hf_hub_download
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    RemoteEntryNotFoundError,
+)
+
+from ..model.adapters_co2s import PEFT_CONFIG_FILE
+from ..training.evaluation import Evaluation
+from ..utils.errors import UserOSError, UserValueError
+from ..utils.files import write_text
+from .cards import MODEL_PATH, figure_path, is_hub_name, with_evaluation, without_secrets
+
+
+CARD = "README.md"
+PICTURE_FOLDERS = ("figures/", "samples/")
+# Inference Endpoints install these in addition to their own libraries, for handler.py.
+HANDLER_REQUIREMENTS = "transformers>=5.23,<6\npillow\n"
+
+
+class PublishError(UserOSError):
+    """The Hub could not be reached, or refused the request. No local file has changed."""
+
+
+def claim_repository(
+    name: str, private: bool = False, revision: str | None = None, kind: str = "model", sdk: str | None = None
+) -> str:
+    """Create a repository, or check that it exists and may be written to.
+
+    Call this before anything expensive, so that a missing permission is found early.
+
+    Args:
+        name: Name such as user/name. A name without "/" is in the namespace of the user who is logged in.
+        private: Make a new repository private; refuse an existing public one.
+        revision: Branch to create if the repository does not have it.
+        kind: "model" or "space".
+        sdk: SDK of a space, such as "gradio".
+
+    Returns:
+        The full name.
+
+    Raises:
+        PublishError: Nobody is logged in, the token may not write, the name is not valid, or there is no connection.
+        UserValueError: `private` is True, but the repository exists and is public.
+    """
+    api = HfApi()
+    with _publish_errors(f"The repository {name} cannot be written to", "Then start again; nothing was done yet."):
+        # None leaves the choice to the Hub: the default of an organisation may be private.
+        name = api.create_repo(name, private=private or None, repo_type=kind, space_sdk=sdk, exist_ok=True).repo_id
+        if private and not api.repo_info(name, repo_type=kind).private:
+            raise UserValueError(
+                f"The repository {name} exists and is public, but a private one was requested. Make it private in its "
+                "settings on the Hub, or choose another name."
+            )
+        if revision is not None:
+            api.create_branch(name, branch=revision, repo_type=kind, exist_ok=True)
+    return name
+
+
+def check_publishable(folder: str | Path):
+    """Check that a folder holds a model that can be loaded from the Hub after it is published.
+
+    Raises:
+        UserValueError: The folder holds no model, or it holds an adapter and the base model is not on the Hub.
+        PublishError: The Hub cannot be reached.
+    """
+    folder = Path(folder)
+    if (folder / PEFT_CONFIG_FILE).exists():
+        base = json.loads((folder / PEFT_CONFIG_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        with _publish_errors(f"Cannot check whether {base} is on the Hub", "Then start again."):
+            is_published = is_hub_name(base or "") and HfApi().repo_exists(base)
+        if not is_published:
+            raise UserValueError(
+                f"The adapter '{folder}' needs its base model '{base}', which is not on the Hub. Publish the base "
+                f"model first. Then write its name on the Hub into {folder / PEFT_CONFIG_FILE}, as "
+                "base_model_name_or_path."
+            )
+    elif not (folder / "config.json").exists():
+        raise UserValueError(
+            f"'{folder}' is not the folder of a model: it has neither config.json nor {PEFT_CONFIG_FILE}. Give the "
+            "folder of a trained model."
+        )
+
+
+def publish(
+    folder: str | Path, name: str, revision: str | None = None, kind: str = "model", retry: str | None = None
+) -> str:
+    """Upload the files of a folder in one commit. The folder itself does not change.
+
+    Pictures from an earlier upload that the folder no longer has are removed from the repository.
+
+    Args:
+        folder: Folder to publish. Hidden files and folders are left out.
+        name: Repository; call [`claim_repository`] first.
+        revision: Branch; None is main.
+        kind: "model" or "space".
+        retry: Sentence for the error message that says how to try again. None: the `co2s push` command.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        PublishError: The upload was refused or interrupted. The repository has not changed.
+    """
+    folder = Path(folder)
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    contents: dict[str, Path | bytes] = {
+        place.as_posix(): path
+        for place, path in paths.items()
+        if not any(part.startswith(".") for part in place.parts)
+    }
+    if CARD in contents:  # the card was written before the name on the Hub was known
+        contents[CARD] = contents[CARD].read_text(encoding="utf-8").replace(MODEL_PATH, name).encode()
+    if retry is None:
+        words = ["co2s", "push", "--checkpoint", str(folder), "--hub_model_id", name]
+        words += ["--hub_revision", revision] if revision else []
+        retry = f"The files in {folder} are complete; retry with: {shlex.join(words)}"
+    with _publish_errors(f"{name} was not published", retry):
+        published = HfApi().list_repo_files(name, revision=revision, repo_type=kind)
+        stale = [place for place in published if place.startswith(PICTURE_FOLDERS) and place not in contents]
+        return _commit(contents, name, "Upload with co2s_hf", revision, kind, stale=stale)
+
+
+def publish_evaluation(name: str, evaluation: Evaluation, picture: Path, revision: str | None = None) -> str:
+    """Add evaluation results to the card of a published model.
+
+    Args:
+        name: Repository of the model; call [`claim_repository`] first.
+        evaluation: Results to add.
+        picture: Figure of the confusion matrix, to upload with them.
+        revision: Branch; None is main.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        PublishError: The request was refused or interrupted. The published card has not changed.
+    """
+    remedy = "The results on this machine are complete; run the evaluation again to publish them."
+    with _publish_errors(f"The card of {name} was not changed", remedy):
+        # The Hub refuses the commit if somebody else changes the repository after this line.
+        parent = HfApi().repo_info(name, revision=revision).sha
+        try:
+            card = ModelCard.load(hf_hub_download(name, CARD, revision=parent))
+        except RemoteEntryNotFoundError:  # not its base class, which also means that there is no connection
+            card = ModelCard(f"# {name}\n")
+        place = figure_path(evaluation)
+        card = with_evaluation(card, evaluation, place)
+        contents = {CARD: str(card).encode(), place: picture}
+        return _commit(contents, name, f"Add results on {evaluation.data}", revision, parent=parent)
+
+
+def add_handler(folder: str | Path):
+    """Add handler.py and requirements.txt, which Inference Endpoints use, to a model's folder."""
+    folder = Path(folder)
+    shutil.copyfile(Path(__file__).parents[1] / "model" / "handler.py", folder / "handler.py")
+    is_adapter = (folder / PEFT_CONFIG_FILE).exists()
+    write_text(folder / "requirements.txt", HANDLER_REQUIREMENTS + ("peft>=0.21\n" if is_adapter else ""))
+
+
+def _commit(
+    contents: dict[str, Path | bytes],
+    name: str,
+    message: str,
+    revision: str | None,
+    kind: str = "model",
+    parent: str | None = None,
+    stale: Sequence[str] = (),
+) -> str:
+    """Add files and remove the stale ones, in one commit; return the address of the repository."""
+    operations = [CommitOperationAdd(place, content) for place, content in contents.items()]
+    operations += [CommitOperationDelete(place) for place in stale]
+    info = HfApi().create_commit(
+        name, operations, commit_message=message, revision=revision, repo_type=kind, parent_commit=parent
+    )
+    return str(info.repo_url)
+
+
+@contextmanager
+def _publish_errors(problem: str, remedy: str) -> Iterator[None]:
+    """Turn errors of the Hub's client into a [`PublishError`] with the problem, the reason and the remedy."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise PublishError(f"{problem}: interrupted. {remedy}") from None
+    except (OSError, HTTPError, HFValidationError, RuntimeError) as error:
+        # The client raises these two types from the real error when the transfer of a file fails.
+        cause = (isinstance(error, (RuntimeError, LocalEntryNotFoundError)) and error.__cause__) or error
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if status in (401, 403) or isinstance(cause, LocalTokenNotFoundError):
+            remedy = f"Log in with a token that may write to it (`hf auth login`). {remedy}"
+        elif isinstance(cause, HFValidationError):
+            remedy = f"Give a name such as user/name. {remedy}"
+        elif status is None and isinstance(cause, HTTPError):
+            remedy = f"Check the network connection. {remedy}"
+        reason = without_secrets(str(cause)).strip().splitlines() or [type(cause).__name__]
+        raise PublishError(f"{problem}: {reason[0]} {remedy}") from error
+
+
+__all__ = [
+    "PublishError",
+    "add_handler",
+    "check_publishable",
+    "claim_repository",
+    "publish",
+    "publish_evaluation",
+]

@@ -1,0 +1,198 @@
+"""Predict many image files into a folder of pictures, shared among processes and continued after an interruption."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from ..data.reading import ImageRule, find_images
+from ..data.samples import Samples
+from ..model.image_processing_co2s import Co2SImageProcessor
+from ..model.modeling_co2s import Co2SForSemanticSegmentation
+from ..utils.errors import UserFileNotFoundError, UserValueError
+from ..utils.figures import palette_or_default
+from ..utils.files import check_new_folder, write_json, written_file
+from .images import predict_logits, prediction_pictures
+
+
+FACTS_FILE = "predictions.json"
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """How images are predicted, and what is drawn. All pictures of a folder have the same options.
+
+    Args:
+        checkpoint: Name of the model.
+        fusion: How the students are fused. None: the model's configuration.
+        crop_size: Side of the windows in pixels. None: that of the model's training.
+        flip: Average with the prediction for the mirrored image.
+        opacity: Of the colours in the overlay, 0 to 1.
+    """
+
+    checkpoint: str
+    fusion: str | None = None
+    crop_size: int | None = None
+    flip: bool = False
+    opacity: float = 0.5
+
+
+def samples_of_files(names: Sequence[str], output_dir: Path, image_rule: ImageRule) -> tuple[Samples, list[str]]:
+    """Find image files, and name the picture of each one.
+
+    Args:
+        names: Image files, and folders that are searched for images.
+        output_dir: Folder for the predictions; it must not lie inside a searched folder.
+        image_rule: How the files are read.
+
+    Returns:
+        The images, and for each a path of a PNG relative to the folders of the output.
+
+    Raises:
+        UserFileNotFoundError: A file or folder does not exist.
+        UserValueError: A folder contains no images, or the output folder.
+    """
+    paths, pictures = [], []
+    for given in map(Path, names):
+        if given.is_dir() and output_dir.resolve().is_relative_to(given.resolve()):
+            raise UserValueError(
+                f"`output_dir` is '{output_dir}', inside '{given}': the next run would read its own output. Choose "
+                "another folder."
+            )
+        if not given.exists():
+            raise UserFileNotFoundError(f"'{given}' does not exist; `images` takes files and folders.")
+        found = find_images(given) if given.is_dir() else [given]
+        if not found:
+            raise UserValueError(f"'{given}' contains no images.")
+        paths += map(str, found)
+        relative = [path.relative_to(given) if given.is_dir() else Path(path.name) for path in found]
+        pictures += [str(path.with_suffix(".png")) for path in relative]
+    samples = Samples.of_files(paths, [None] * len(paths), image_rule=image_rule)
+    check_names(pictures, samples)
+    return samples, pictures
+
+
+def picture_names(samples: Samples, data_dir: str | None) -> list[str]:
+    """Name the pictures of a data source: by the path below `images/`, or by the place in the set.
+
+    Raises:
+        UserValueError: Two images would have the same picture.
+    """
+    pictures = []
+    for place, path in enumerate(map(Path, samples.paths)):
+        root = None if data_dir is None else Path(data_dir) / "images"
+        if root is not None and path.is_relative_to(root):
+            pictures.append(str(path.relative_to(root).with_suffix(".png")))
+        else:
+            pictures.append(f"{place:06d}_{path.stem}.png")
+    check_names(pictures, samples)
+    return pictures
+
+
+def check_names(pictures: Sequence[str], samples: Samples):
+    """Refuse two images with the same picture.
+
+    Raises:
+        UserValueError: Names both images.
+    """
+    sources: dict[str, str] = {}
+    for picture, image in zip(pictures, samples.names):
+        if sources.setdefault(picture, image) != image:
+            raise UserValueError(f"'{image}' and '{sources[picture]}' would both become {picture}. Predict them apart.")
+
+
+def start_folder(output_dir: Path, options: PictureOptions, sources: dict[str, str]):
+    """Write down the options and the source of every picture, or refuse a folder with other ones.
+
+    Args:
+        output_dir: Folder for the predictions.
+        options: Of the predictions.
+        sources: Picture -> image.
+
+    Raises:
+        UserValueError: The folder has predictions with other options, or of other images.
+        UserFileExistsError: The folder has other content.
+    """
+    path, facts = output_dir / FACTS_FILE, asdict(options)
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        differing = [f"`{name}` was {before[name]}" for name in facts if before[name] != facts[name]]
+        differing += [
+            f"{picture} was {before['sources'][picture]}"
+            for picture, source in sources.items()
+            if before["sources"].get(picture, source) != source
+        ]
+        if differing:
+            raise UserValueError(
+                f"{output_dir} holds other predictions: {'; '.join(differing[:5])}. Choose another `output_dir`."
+            )
+        sources = before["sources"] | sources
+    else:
+        check_new_folder(output_dir, "Choose another `output_dir`: its content is not overwritten.")
+        output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(path, facts | {"sources": sources})
+
+
+def predict_into_folder(
+    model: Co2SForSemanticSegmentation,
+    image_processor: Co2SImageProcessor,
+    crop_size: int,
+    samples: Samples,
+    pictures: Sequence[str],
+    output_dir: Path,
+    options: PictureOptions,
+    accelerator: Accelerator,
+    save_confidence: bool = False,
+) -> list[str]:
+    """Write labels/, overlay/ and perhaps confidence/ for every image that is not done yet.
+
+    Args:
+        model: In evaluation mode, on its device.
+        image_processor: Of the model.
+        crop_size: Side of the windows in pixels.
+        samples: The images.
+        pictures: Path of each image's pictures, relative to these folders.
+        output_dir: Folder for the predictions, after [`start_folder`].
+        options: Of the predictions.
+        accelerator: Shares the images among its processes.
+        save_confidence: Also write the confidence.
+
+    Returns:
+        A message for each image that could not be read, on every process.
+    """
+    palette = palette_or_default(model.config.palette, model.config.num_labels)
+    kinds = ("overlay", "confidence", "labels") if save_confidence else ("overlay", "labels")  # labels come last
+    jobs = list(enumerate(pictures))[accelerator.process_index :: accelerator.num_processes]
+    problems = []
+    for place, picture in tqdm(jobs, desc="predicting", disable=not accelerator.is_main_process):
+        targets = {kind: output_dir / kind / picture for kind in kinds}
+        if all(target.exists() for target in targets.values()):
+            continue
+        try:
+            image = samples[place].load_image()
+        except UserValueError as error:  # one image's error must not stop the others
+            problems.append(str(error))
+            continue
+        with accelerator.autocast():
+            inputs = image_processor(image, return_tensors="pt")
+            size = (image.height, image.width)
+            logits = predict_logits(model, inputs["pixel_values"], crop_size, size, options.flip)
+        drawn = prediction_pictures(image, logits["fused"], palette, options.opacity)
+        for kind, target in targets.items():
+            with written_file(target) as temporary:
+                drawn[kind].save(temporary, format="PNG")
+    return gather_object(problems)
+
+
+__all__ = [
+    "PictureOptions",
+    "check_names",
+    "picture_names",
+    "predict_into_folder",
+    "samples_of_files",
+    "start_folder",
+]

@@ -1,0 +1,219 @@
+"""Load a trained model, predict images in memory, fuse the students and make the pictures of a prediction."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ..model.configuration_co2s import Co2SConfig
+from ..model.image_processing_co2s import Co2SImageProcessor
+from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation, fuse_logits
+from ..utils.errors import UserOSError, UserValueError
+from .windows import sliding_window_logits
+
+
+def load_model(
+    checkpoint: str, revision: str | None = None, **model_kwargs
+) -> tuple[Co2SForSemanticSegmentation, Co2SImageProcessor]:
+    """Load a trained model and its image processor.
+
+    Args:
+        checkpoint: Folder of a trained model, or its name on the Hub.
+        revision: Branch, tag or commit on the Hub. None: the main branch.
+        model_kwargs: Further arguments of `from_pretrained` for the model, such as `attn_implementation="eager"`.
+
+    Returns:
+        The model, in evaluation mode and on the CPU, and its image processor.
+
+    Raises:
+        UserOSError: There is no such model, or its files cannot be read or downloaded.
+    """
+    try:
+        model = Co2SForSemanticSegmentation.from_pretrained(checkpoint, revision=revision, **model_kwargs)
+        image_processor = Co2SImageProcessor.from_pretrained(checkpoint, revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserOSError(
+            f"`checkpoint` is '{checkpoint}', which cannot be loaded; expected the folder of a trained model or its "
+            f"name on the Hub. {error}"
+        ) from error
+    return model, image_processor
+
+
+def load_for_prediction(
+    checkpoint: str, fusion: str | None = None, crop_size: int | None = None, revision: str | None = None
+) -> tuple[Co2SForSemanticSegmentation, Co2SImageProcessor, int]:
+    """Load a trained model, its image processor and the side of the windows to predict with.
+
+    Args:
+        checkpoint: Folder of a trained model, or its name on the Hub.
+        fusion: How to fuse the students. None: the fusion in the model's configuration.
+        crop_size: Side of the windows in pixels. None: the side of the crops in training.
+        revision: Branch, tag or commit on the Hub. None: the main branch.
+
+    Returns:
+        The model (in evaluation mode, on the CPU), its image processor, and the side of the windows in pixels.
+
+    Raises:
+        UserOSError: There is no such model, or its files cannot be read or downloaded.
+        UserValueError: `crop_size` is None, and the configuration of the model has none.
+    """
+    model, image_processor = load_model(checkpoint, revision)
+    model.config.fusion = fusion or model.config.fusion
+    return model, image_processor, window_side(model, crop_size)
+
+
+def window_side(model: Co2SForSemanticSegmentation, crop_size: int | None) -> int:
+    """Return the side of the windows in pixels: `crop_size`, or else the side of the crops in training.
+
+    Raises:
+        UserValueError: `crop_size` is None, and the configuration of the model has none.
+    """
+    crop_size = model.config.crop_size if crop_size is None else crop_size
+    if crop_size is None:
+        name = model.config.name_or_path or "The model"
+        raise UserValueError(
+            f"{name} has no `crop_size` in its configuration, the side of its training crops in pixels. Choose the "
+            "side of the windows: `crop_size=512`."
+        )
+    return crop_size
+
+
+def predict_logits(
+    model: Co2SForSemanticSegmentation,
+    pixel_values: torch.Tensor,
+    crop_size: int,
+    size: tuple[int, int],
+    flip: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Compute the logits of the students and of their fusion for one image, by overlapping windows.
+
+    If the fusion is one student, only that student is computed.
+
+    Args:
+        model: In evaluation mode.
+        pixel_values: One image (1, channels, height, width), from the image processor.
+        crop_size: Side of a window in pixels.
+        size: (height, width) of the label map. Logits are resized to it as in the paper (bilinear, corners aligned).
+        flip: See [`sliding_window_logits`].
+
+    Returns:
+        Name of each computed student, then "fused" -> logits (classes, height, width), float32, on the device of the
+        model, without gradients.
+    """
+    fusion, students = model.config.fusion, fused_students(model.config)
+    logits = sliding_window_logits(model, pixel_values, crop_size, students, flip=flip)
+    predictions = {name: fused_logits(logits, name, size) for name in students}
+    return predictions | {"fused": fused_logits(logits, fusion, size)}
+
+
+def fused_logits(logits: dict[str, torch.Tensor], fusion: str, size: tuple[int, int]) -> torch.Tensor:
+    """Fuse the students' logits of one image and resize the result.
+
+    Args:
+        logits: Per student (1, classes, height, width), as [`sliding_window_logits`] returns them.
+        fusion: "confidence" or "average", see [`fuse_logits`]; or the name of a student, for its logits alone.
+        size: (height, width) to resize to, as in the paper (bilinear, corners aligned).
+
+    Returns:
+        (classes, height, width).
+    """
+    fused = logits[fusion] if fusion in STUDENTS else fuse_logits(logits["clip"], logits["dinov3"], fusion)
+    if size != tuple(fused.shape[-2:]):
+        fused = F.interpolate(fused, size=size, mode="bilinear", align_corners=True)
+    return fused[0]
+
+
+def fused_students(config: Co2SConfig) -> tuple[str, ...]:
+    """Return the names of the students that the fusion of the model needs."""
+    return (config.fusion,) if config.fusion in STUDENTS else STUDENTS
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The prediction for one image.
+
+    Args:
+        labels: Label map (height, width), uint8.
+        probabilities: Fused class probabilities (classes, height, width), float32, 0 to 1.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """Probability of the predicted class, (height, width), 0 to 1."""
+        return self.probabilities.max(axis=0)
+
+
+def segment_image(
+    model: Co2SForSemanticSegmentation,
+    image_processor: Co2SImageProcessor,
+    image: Image.Image | np.ndarray,
+    crop_size: int | None = None,
+    overlap_px: int | None = None,
+    blend: str = "smooth",
+    windows_per_batch: int = 8,
+) -> Segmentation:
+    """Segment an image in memory, of any size, by overlapping windows.
+
+    [`co2s_hf.geo.scenes.segment_scene`] does the same for raster files of any size.
+
+    Args:
+        model: In evaluation mode. Its configuration contains the fusion of the students.
+        image_processor: Image processor of the model.
+        image: 8-bit RGB or grey: a PIL image, or an array (height, width, bands) or (height, width).
+        crop_size: Side of the windows in pixels. None: the side of the crops in training.
+        overlap_px, blend: See [`WindowGrid`].
+        windows_per_batch: Windows per forward pass.
+
+    Raises:
+        UserValueError: `crop_size` is None, and the configuration of the model has none.
+        ValueError: The image is not RGB or grey with values from 0 to 255.
+    """
+    crop_size = window_side(model, crop_size)
+    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] not in (1, 3):
+        raise ValueError(f"`image` has the shape {image.shape}; expected (height, width, 3) or (height, width, 1).")
+    layout = "channels_last" if np.ndim(image) == 3 else None
+    pixel_values = image_processor(image, input_data_format=layout, return_tensors="pt")["pixel_values"]
+    size = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
+    logits = sliding_window_logits(
+        model,
+        pixel_values,
+        crop_size,
+        fused_students(model.config),
+        windows_per_batch,
+        overlap_px=overlap_px,
+        blend=blend,
+    )
+    probabilities = fused_logits(logits, model.config.fusion, size).softmax(dim=0).cpu().numpy()
+    return Segmentation(probabilities.argmax(axis=0).astype(np.uint8), probabilities)
+
+
+def prediction_pictures(
+    image: Image.Image, logits: torch.Tensor, palette: np.ndarray, opacity: float = 0.5
+) -> dict[str, Image.Image]:
+    """Make the pictures of one prediction.
+
+    Args:
+        image: The image that was predicted.
+        logits: Its fused logits (classes, height, width), of the size of the image.
+        palette: RGB colours (classes, 3), uint8.
+        opacity: Weight of the colours in the overlay, 0 to 1.
+
+    Returns:
+        "labels": class indices, one band of 8 bits with the palette. "overlay": the image under its coloured label
+        map, RGB. "confidence": probability of the predicted class, 0 to 255 for 0 to 1, one band of 8 bits.
+    """
+    from ..utils.figures import overlay  # matplotlib is optional: prediction in memory works without it
+
+    confidence, labels = (values.cpu().numpy() for values in logits.softmax(dim=0).max(dim=0))
+    indices = Image.fromarray(labels.astype(np.uint8))
+    indices.putpalette(palette.flatten().tolist())
+    return {
+        "labels": indices,
+        "overlay": overlay(image, labels, palette, opacity),
+        "confidence": Image.fromarray((255 * confidence).round().astype(np.uint8)),
+    }

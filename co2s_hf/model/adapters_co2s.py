@@ -1,0 +1,368 @@
+"""peft adapters that carry their own classes and settings.
+
+One base model can hold several adapters. Switching adapters also switches the classes in `model.config`.
+
+transformers' own adapter methods handle weights only. The mixin below saves the adapter's part of the configuration in
+a further file, `co2s_adapter.json`, and updates the configuration when another adapter becomes active.
+"""
+
+import copy
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers.modeling_utils import LoadStateDictInfo
+from transformers.utils import cached_file
+from transformers.utils.hub import resolve_revision
+
+
+ADAPTER_FILE = "co2s_adapter.json"  # beside peft's adapter_config.json, which has no place for these fields
+PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+# Fields of the configuration that belong to an adapter: its classes, and how its training images were prepared.
+ADAPTER_FIELDS = ("id2label", "label2id", "palette", "class_concepts", "text_encoder")
+ADAPTER_FIELDS += ("fusion", "crop_size", "image_bands", "image_scale")
+# Sizes that an adapter and its base must agree on.
+BACKBONE_SIZES = ("hidden_size", "num_hidden_layers", "patch_size")
+DECODER_SIZES = ("decoder_channels", "decoder_guidance_channels", "decoder_num_layers", "decoder_up_channels")
+DOWNLOAD_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+class Co2SAdapterMixin:
+    """Adapter methods of transformers that also switch the classes.
+
+    Attributes:
+        _shown: Name of the adapter that `config` describes at the moment; None for the base.
+        _base_fields: The base's values of [`ADAPTER_FIELDS`].
+        _fields_of_adapters: Every adapter's values of them, by name.
+    """
+
+    _shown: str | None = None
+
+    # Save and load
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """Save weights, configuration and code. A model with adapters saves the active adapter and its classes only.
+
+        Args:
+            save_directory: Folder to save to. It is created if needed.
+            kwargs: Passed to transformers' `save_pretrained`.
+        """
+        if self._has_adapters() and kwargs.get("is_main_process", True):
+            os.makedirs(save_directory, exist_ok=True)
+            name = self.active_adapters()[0]
+            fields = self._adapter_fields() if self._shown == name else self._fields_of_adapters[name]
+            content = {"config": fields, "base": self._base_sizes()}
+            text = json.dumps(content, indent=1) + "\n"
+            (Path(save_directory) / ADAPTER_FILE).write_text(text, encoding="utf-8")
+        super().save_pretrained(save_directory, **kwargs)
+
+    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
+        # transformers uploads the files that are not listed here as new. List all but the adapter's file, so that it
+        # is always uploaded.
+        timestamps = super()._get_files_timestamps(working_dir)
+        return {name: time for name, time in timestamps.items() if name != ADAPTER_FILE}
+
+    def add_adapter(self, adapter_config, adapter_name: str | None = None):
+        """Add a new, untrained adapter for the classes of the base and activate it.
+
+        To train other classes, change them (`set_class_concepts`) before adding the first adapter.
+
+        Args:
+            adapter_config: Configuration of peft, for example of `co2s_lora_config`.
+            adapter_name: Name to switch to the adapter by; "default" when left out.
+
+        Raises:
+            ValueError: The name is taken, or no layer matches the configuration. The model stays as it was.
+        """
+        name = self._check_adapter_name(adapter_name)
+        with self._undo_on_error(name):
+            self._fields_of_adapters[name] = self._adapter_fields()
+            super().add_adapter(adapter_config, name)
+
+    def load_adapter(
+        self,
+        peft_model_id: str,
+        adapter_name: str | None = None,
+        is_trainable: bool = False,
+        load_config=None,
+        adapter_kwargs: dict | None = None,
+        **download_kwargs,
+    ) -> LoadStateDictInfo:
+        """Load an adapter from a folder or the Hub, with the classes that it was trained on, and activate it.
+
+        The adapter may have other classes than the base, also another number of them. The base keeps its own. Weights
+        are loaded by peft, because transformers 5.23 neither loads other numbers of classes nor DoRA's magnitudes.
+
+        Args:
+            peft_model_id: Folder or Hub name.
+            adapter_name: Name to switch to the adapter by; "default" when left out.
+            is_trainable: Leave the adapter's parameters trainable.
+            load_config: Loading options that transformers' `from_pretrained` passes on.
+            adapter_kwargs: Download options (`token`, `revision`, ...).
+            download_kwargs: The same, as keywords. They override `adapter_kwargs`.
+
+        Returns:
+            An empty report: every weight is loaded.
+
+        Raises:
+            ImportError: peft is not installed.
+            OSError: There is no such adapter.
+            ValueError: The name is taken, or the adapter does not fit this model. The model stays as it was.
+        """
+        name = self._check_adapter_name(adapter_name)
+        downloads = {
+            **(load_config.download_kwargs if load_config else {}),
+            **(adapter_kwargs or {}),
+            **download_kwargs,
+        }
+        downloads = {key: value for key, value in downloads.items() if key in DOWNLOAD_KEYWORDS}
+        peft_config, weights, content = _download_adapter(peft_model_id, downloads, str(self.device))
+        if content is not None:
+            fields = content["config"]
+            self._check_base(content["base"], peft_model_id)
+        else:  # peft alone saved the adapter, so it is for the classes of the base
+            fields = copy.deepcopy(self._current_base_fields())
+            _check_num_classes(weights, len(fields["id2label"]), peft_model_id)
+
+        peft_config.inference_mode = not is_trainable
+        self._insert_adapter(name, peft_config, weights, fields, peft_model_id)
+        if not is_trainable:
+            self.eval()
+            for module in self._adapter_modules():
+                module.requires_grad_(False)
+        return LoadStateDictInfo(set(), set(), set(), [], {}, set())
+
+    def _insert_adapter(self, name: str, peft_config, weights: dict, fields: dict, peft_model_id: str):
+        """Add modules, weights and configuration fields of an adapter, and activate it."""
+        peft = _import_peft()
+        try:
+            with self._undo_on_error(name):
+                # peft copies the guidance modules into the adapter, so they must have the adapter's number of classes.
+                with self._resized_guidance(len(fields["id2label"])), warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several may be there
+                    peft.inject_adapter_in_model(peft_config, self, name)
+                self._hf_peft_config_loaded = True
+                loaded = peft.set_peft_model_state_dict(self, weights, adapter_name=name)
+                if loaded.unexpected_keys:
+                    raise ValueError(f"The model has no place for {', '.join(loaded.unexpected_keys[:5])} ...")
+        except (RuntimeError, KeyError, ValueError) as error:
+            base = self.name_or_path or "this model"
+            reason = " ".join(str(error).split("\n\t")[:2])  # torch lists every mismatch: keep the first
+            raise ValueError(f"The adapter {peft_model_id} does not fit {base}: {reason}") from error
+        self._fields_of_adapters[name] = fields
+        self.set_adapter(name)
+
+    # Switch and delete
+
+    def set_adapter(self, adapter_name: str):
+        """Activate an adapter and its classes.
+
+        Raises:
+            ValueError: No adapter has this name.
+        """
+        if adapter_name not in getattr(self, "peft_config", {}):
+            names = ", ".join(getattr(self, "peft_config", {})) or "none"
+            raise ValueError(f"There is no adapter '{adapter_name}'; loaded: {names}.")
+        for module in self._adapter_modules():
+            module.enable_adapters(True)
+            # `modules_to_save` holds whole copies of a module, one per adapter that trains it. The other adapters use
+            # the base's module.
+            is_part = adapter_name in getattr(module, "modules_to_save", [adapter_name])
+            module.set_adapter(adapter_name if is_part else [])
+        self._show(adapter_name)
+
+    def disable_adapters(self):
+        """Predict with the base alone, and with its classes."""
+        super().disable_adapters()
+        self._show(None)
+
+    def enable_adapters(self):
+        """Predict with the active adapter again."""
+        # transformers 5.23's own method leaves out the modules that adapters copy whole (decoders, queries).
+        self.set_adapter(self.active_adapters()[0])
+
+    def delete_adapter(self, adapter_names: list[str] | str):
+        """Remove adapters. Afterwards the adapter that was added last predicts, or the base if there is none.
+
+        Raises:
+            ValueError: No adapter has this name.
+        """
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            if name not in getattr(self, "peft_config", {}):
+                raise ValueError(f"There is no adapter '{name}' to delete.")
+            self._show(None)
+            self._remove(name)
+
+    def _remove(self, name: str):
+        """Remove an adapter, even if it was loaded only in part."""
+        self._fields_of_adapters.pop(name, None)
+        others = [other for other in getattr(self, "peft_config", {}) if other != name]
+        if not others:
+            self._unwrap(keep_adapter=False)
+        elif name in self.peft_config:
+            super().delete_adapter(name)
+            self.set_adapter(others[-1])
+
+    def _unwrap(self, keep_adapter: bool):
+        """Remove all of peft's modules. What is left is the base, or the base merged with the active adapter."""
+        for name, module in list(self.named_modules()):
+            if hasattr(module, "base_layer"):
+                if keep_adapter:
+                    module.merge()
+                self.set_submodule(name, module.get_base_layer())
+            elif hasattr(module, "modules_to_save"):
+                active = module.active_adapters if keep_adapter else []
+                self.set_submodule(name, module.modules_to_save[active[0]] if active else module.original_module)
+        if hasattr(self, "peft_config"):
+            del self.peft_config
+        self._hf_peft_config_loaded, self._shown = False, None
+
+    # Helpers
+
+    def _has_adapters(self) -> bool:
+        return getattr(self, "_hf_peft_config_loaded", False)
+
+    def _adapter_modules(self) -> Iterator[nn.Module]:
+        """Iterate over peft's modules: layers with updates, and wrappers of modules that adapters copy whole."""
+        return (m for m in self.modules() if hasattr(m, "base_layer") or hasattr(m, "modules_to_save"))
+
+    def _check_adapter_name(self, adapter_name: str | None) -> str:
+        """Return the name of a new adapter, or refuse a name that is taken."""
+        name = adapter_name or "default"
+        if name in getattr(self, "peft_config", {}):
+            raise ValueError(f"There is an adapter '{name}' already; give another `adapter_name`.")
+        return name
+
+    @contextmanager
+    def _undo_on_error(self, name: str) -> Iterator[None]:
+        """Make the configuration describe the base while an adapter is added, and restore the model if that fails."""
+        is_first, shown = not self._has_adapters(), self._shown
+        active = None if is_first else self.active_adapters()[0]
+        if is_first:
+            self._base_fields, self._fields_of_adapters = self._adapter_fields(), {}
+        self._show(None)
+        try:
+            yield
+        except BaseException:
+            self._remove(name)
+            if not is_first:
+                self.set_adapter(active)
+                if shown is None:
+                    self.disable_adapters()
+            raise
+
+    def _show(self, name: str | None):
+        """Write an adapter's fields into the configuration, or the base's for None.
+
+        The fields that the configuration held are kept for their owner, with any change made to them.
+        """
+        if self._shown is None:
+            self._base_fields = self._adapter_fields()
+        elif self._shown in self._fields_of_adapters:
+            self._fields_of_adapters[self._shown] = self._adapter_fields()
+        fields = self._base_fields if name is None else self._fields_of_adapters[name]
+        fields = fields | {"id2label": {int(index): label for index, label in fields["id2label"].items()}}
+        for key in ADAPTER_FIELDS:
+            setattr(self.config, key, copy.deepcopy(fields[key]))
+        self._shown = name
+
+    def _current_base_fields(self) -> dict:
+        return self._adapter_fields() if self._shown is None else self._base_fields
+
+    def _adapter_fields(self) -> dict:
+        """Copy the fields that belong to an adapter from the configuration."""
+        return {name: copy.deepcopy(getattr(self.config, name)) for name in ADAPTER_FIELDS}
+
+    def _base_sizes(self) -> dict:
+        """Return the sizes that an adapter depends on, as JSON has them."""
+        sizes = {
+            f"{config}.{name}": getattr(getattr(self.config, config), name)
+            for config in ("clip_config", "dinov3_config")
+            for name in BACKBONE_SIZES
+        }
+        return sizes | {
+            name: list(value) if isinstance(value := getattr(self.config, name), tuple) else value
+            for name in DECODER_SIZES
+        }
+
+    def _check_base(self, wanted: dict, adapter: str):
+        """Refuse an adapter that was trained on a base of other sizes."""
+        found = self._base_sizes()
+        if differing := [name for name in found if wanted.get(name) != found[name]]:
+            raise ValueError(
+                f"The adapter {adapter} was made for another base than {self.name_or_path or 'this model'}: "
+                + "; ".join(f"`{name}` is {wanted.get(name)} there and {found[name]} here" for name in differing)
+                + ". Load it onto the base that is named in its adapter_config.json."
+            )
+
+    @contextmanager
+    def _resized_guidance(self, num_labels: int) -> Iterator[None]:
+        """Give the queries and class text of the base the shape for another number of classes, within the context."""
+        # Once there is an adapter, peft's wrapper holds the base's module as `original_module`.
+        queries = getattr(self.dinov3.guidance, "original_module", self.dinov3.guidance)
+        text = getattr(self.clip.guidance, "original_module", self.clip.guidance)
+        base_queries, base_text = queries.queries, text.embeddings
+        if len(base_queries) != num_labels:
+            shape = (num_labels, base_queries.shape[1])
+            queries.queries = nn.Parameter(torch.zeros(shape, dtype=base_queries.dtype, device=base_queries.device))
+            text.embeddings = base_text.new_zeros(num_labels, base_text.shape[1])
+        try:
+            yield
+        finally:
+            queries.queries, text.embeddings = base_queries, base_text
+
+
+def _import_peft() -> ModuleType:
+    """Import peft, which is optional."""
+    try:  # transformers refuses to load saved code whose imports are not installed, except for imports within `try`
+        import peft
+    except ImportError as error:
+        raise ImportError("Adapters need peft: pip install peft") from error
+    return peft
+
+
+def _download_adapter(peft_model_id: str, downloads: dict, device: str) -> tuple:
+    """Fetch the files of an adapter from a folder or the Hub.
+
+    Args:
+        peft_model_id: Folder or Hub name.
+        downloads: Download options.
+        device: Device to load the weights to.
+
+    Returns:
+        peft's configuration; the weights by the names that peft gives them within a plain model; the content of
+        `co2s_adapter.json`, None if there is no such file.
+    """
+    peft = _import_peft()
+    # Resolve the revision once, so that all files are of one commit. The revision that `from_pretrained` resolved is a
+    # commit of the base's repository.
+    access = {key: value for key, value in downloads.items() if key in ("token", "local_files_only", "cache_dir")}
+    downloads = downloads | {"revision": resolve_revision(peft_model_id, downloads.get("revision"), **access)}
+    config_path = cached_file(peft_model_id, PEFT_CONFIG_FILE, **downloads)
+    peft_config = peft.PeftConfig.from_pretrained(Path(config_path).parent)
+    weights = load_file(cached_file(peft_model_id, PEFT_WEIGHTS_FILE, **downloads), device=device)
+    weights = {key.removeprefix("base_model.model."): value for key, value in weights.items()}  # PeftModel's prefix
+    path = cached_file(peft_model_id, ADAPTER_FILE, _raise_exceptions_for_missing_entries=False, **downloads)
+    content = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    return peft_config, weights, content
+
+
+def _check_num_classes(weights: dict[str, torch.Tensor], num_labels: int, adapter: str):
+    """Refuse an adapter for another number of classes if its file with the classes is missing."""
+    for key in ("clip.guidance.embeddings", "dinov3.guidance.queries"):
+        if key in weights and len(weights[key]) != num_labels:
+            raise ValueError(
+                f"The adapter {adapter} is for {len(weights[key])} classes and this model has {num_labels}, but it "
+                f"lacks {ADAPTER_FILE}, which describes its classes. Save the adapter with the model's own "
+                "`save_pretrained`."
+            )
+
+
+__all__ = ["ADAPTER_FILE", "PEFT_CONFIG_FILE", "Co2SAdapterMixin"]

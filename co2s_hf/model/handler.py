@@ -1,0 +1,133 @@
+"""Request handler of Hugging Face Inference Endpoints for a Co2S model: image in, masks with label and score out.
+
+`co2s_hf.hub.publishing.add_handler` copies this file beside the weights. It needs only transformers, PyTorch and
+Pillow. A request is the bytes of an image file, or JSON:
+`{"inputs": "<the file in base64>", "parameters": {"threshold": 0.5}}`.
+"""
+
+import base64
+import binascii
+import io
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import pipeline
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")
+# What Pillow raises for damaged files.
+DAMAGED_FILE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, EOFError)
+MAX_BYTES = 20_000_000  # of an image file
+MAX_PIXELS = 2048 * 2048  # attention over more pixels needs more memory than small machines have
+
+
+class EndpointHandler:
+    """Load the model once and answer requests.
+
+    Args:
+        path: Folder of the model.
+    """
+
+    def __init__(self, path: str = ""):
+        device = 0 if torch.cuda.is_available() else -1
+        # Take the pipeline class from the code in this folder. It returns scores, which transformers' own class does
+        # not. Without this line, an installed co2s_hf package would select transformers' class.
+        pipeline_class = get_class_from_dynamic_module("image_processing_co2s.Co2SImageSegmentationPipeline", path)
+        self.segment = pipeline(
+            "image-segmentation",
+            model=path,
+            image_processor=path,  # of an adapter, too: left out, the pipeline loads the processor of its base model
+            pipeline_class=pipeline_class,
+            device=device,
+            trust_remote_code=True,
+        )
+
+    def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:
+        """Segment one image.
+
+        Args:
+            data: `inputs` is a PIL image, the bytes of an image file, or these in base64 (also as a data URL).
+                `parameters` is optional and may contain `threshold`, from 0 to 1: classes with a lower score are left
+                out.
+
+        Returns:
+            For every class in the image `label`, `score` (mean probability within its mask, 0 to 1) and `mask` (PNG in
+            base64, of the image's size: 255 in the class's pixels, 0 elsewhere). The Hub's widget reads this format.
+
+        Raises:
+            ValueError: The input is not an image or is too large, or a parameter is unknown or out of range.
+        """
+        if "inputs" not in data:
+            raise ValueError(
+                '`inputs` is missing. Send the bytes of an image file, or JSON: {"inputs": "<the file in base64>"}.'
+            )
+        parameters = data.get("parameters") or {}
+        threshold = parameters.get("threshold", 0.0) if isinstance(parameters, dict) else None
+        if not isinstance(threshold, int | float) or not 0 <= threshold <= 1 or set(parameters) - {"threshold"}:
+            raise ValueError(
+                f"`parameters` is {parameters}; the only parameter is `threshold`, a number from 0 to 1: "
+                '{"threshold": 0.5}.'
+            )
+        segments = self.segment(read_image(data["inputs"]), threshold=threshold)
+        return [segment | {"mask": _encode_png(segment["mask"])} for segment in segments]
+
+
+def read_image(inputs: Image.Image | bytes | str) -> Image.Image:
+    """Read the image of a request.
+
+    Args:
+        inputs: A PIL image, the bytes of an image file, or these in base64 (also as a data URL).
+
+    Returns:
+        The image in RGB.
+
+    Raises:
+        ValueError: The input is not an image, is damaged or is too large.
+    """
+    if isinstance(inputs, str):
+        inputs = _decode_base64(inputs)
+    if isinstance(inputs, bytes | bytearray):
+        if len(inputs) > MAX_BYTES:
+            raise ValueError(
+                f"The file has {len(inputs)} bytes; at most {MAX_BYTES} are accepted. Send a smaller file."
+            )
+        try:
+            inputs = Image.open(io.BytesIO(inputs), formats=FORMATS)
+        except (*DAMAGED_FILE_ERRORS, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"`inputs` cannot be read as an image ({error}). Send one of {', '.join(FORMATS)}."
+            ) from error
+    if not isinstance(inputs, Image.Image):
+        raise ValueError(
+            f"`inputs` is {type(inputs).__name__}; expected an image, the bytes of an image file, or these in base64."
+        )
+    if inputs.width * inputs.height > MAX_PIXELS:  # the size is in the file's header: nothing is decoded yet
+        raise ValueError(
+            f"The image has {inputs.width}x{inputs.height} pixels; at most {MAX_PIXELS} in all are accepted. Cut it "
+            "into tiles."
+        )
+    if inputs.mode[0] in "IF":
+        raise ValueError(
+            f"The image has the mode {inputs.mode}, which is more than 8 bits per band. Scale it to 0..255 first."
+        )
+    try:
+        return inputs.convert("RGB")
+    except DAMAGED_FILE_ERRORS as error:
+        raise ValueError(f"The image is damaged ({error}). Send a complete file.") from error
+
+
+def _decode_base64(text: str) -> bytes:
+    """Decode base64 text or a data URL, with or without line breaks."""
+    text = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"`inputs` is text that is not base64 ({error}). Encode the image file in base64.") from error
+
+
+def _encode_png(mask: Image.Image) -> str:
+    stream = io.BytesIO()
+    mask.save(stream, format="PNG")
+    return base64.b64encode(stream.getvalue()).decode()

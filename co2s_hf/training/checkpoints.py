@@ -1,0 +1,213 @@
+"""What a run writes to continue later: checkpoints, the record of its options, and the trained model."""
+
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ..data.options import DataOptions
+from ..data.sources import Source
+from ..data.splits import write_lists
+from ..model.image_processing_co2s import Co2SImageProcessor
+from ..model.modeling_co2s import Co2SForSemanticSegmentation
+from ..utils.errors import UserFileNotFoundError, UserValueError
+from ..utils.files import check_new_folder, write_json, written_beside
+from .evaluation import Evaluation
+from .options import TrainingOptions
+
+
+RECORD = "arguments.json"
+CHECKPOINTS_KEPT = 2
+# Everything that a run writes into its folder, and --overwrite_output_dir removes; co2s_hf/ is TensorBoard's.
+WRITTEN = ("checkpoints", "model", "best_model", "adapter", "best_adapter", "merged", "splits", "co2s_hf")
+WRITTEN += (RECORD, "log.jsonl", "metrics.json", "metrics_before.json", "predictions.png", "curves.png")
+# Options that do not change what is computed, so a resumed run may change them.
+MAY_CHANGE = {"resume_from_checkpoint", "overwrite_output_dir", "output_dir", "dataloader_num_workers"}
+MAY_CHANGE |= {"eval_steps", "eval_epochs", "report_to", "measure_pseudo_labels"}
+LIBRARIES = ("torch", "transformers", "accelerate", "kornia")
+
+
+def save_model(
+    model: Co2SForSemanticSegmentation,
+    image_processor: Co2SImageProcessor,
+    folder: str | Path,
+    evaluation: Evaluation | None = None,
+):
+    """Write model and image processor into one folder for `from_pretrained`; the folder appears when it is complete.
+
+    Args:
+        model: Not wrapped by Accelerate.
+        image_processor: Of the model.
+        folder: An existing folder is replaced.
+        evaluation: Written as metrics.json.
+    """
+    with written_beside(folder) as target:
+        model.save_pretrained(target)
+        image_processor.save_pretrained(target)
+        if evaluation is not None:
+            write_json(target / "metrics.json", evaluation.to_dict())
+
+
+def save_checkpoint(accelerator: Accelerator, root: Path, step: int, keep: int = CHECKPOINTS_KEPT):
+    """Save weights, optimizer and schedule after a step as `root/step-<step>`. Every process must call this.
+
+    The folder appears when every process has written its part. Then all but the last `keep` checkpoints are removed.
+    """
+    folder = root / f"step-{step:07d}"
+    unfinished = root / f".unfinished-{step:07d}"
+    if accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)  # from a run that was killed while it wrote
+        unfinished.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(unfinished)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+        for old in sorted(root.glob("step-*"))[:-keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def find_checkpoint(root: Path, name: str | None) -> Path | None:
+    """Return the checkpoint to resume from: the newest below `root` for "last", else the named one; None for None.
+
+    Raises:
+        UserFileNotFoundError: There is no such checkpoint.
+    """
+    if name is None:
+        return None
+    if name == "last":
+        if checkpoints := sorted(root.glob("step-*")):
+            return checkpoints[-1]
+        raise UserFileNotFoundError(f"There is no checkpoint in '{root}' to resume from. Start without resuming.")
+    folder = Path(name)
+    if not (folder.is_dir() and folder.name.startswith("step-")):
+        raise UserFileNotFoundError(
+            f"'{folder}' is no checkpoint; give 'last' or a folder such as {root / 'step-0000200'}."
+        )
+    return folder
+
+
+def checkpoint_step(folder: Path) -> int:
+    """Return the number of steps that were done when the checkpoint was saved."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def make_record(
+    options: TrainingOptions,
+    data_options: DataOptions,
+    data: Source,
+    accelerator: Accelerator,
+    command: Sequence[str],
+    is_drawn: bool,
+) -> dict:
+    """Collect everything that is needed to repeat a run, in the form that JSON gives back.
+
+    Args:
+        options: Of the run, without None where a default applies.
+        data_options: Of its data.
+        data: The opened data.
+        accelerator: Of the run.
+        command: Words of the command line after the program's name, such as ["train", "--seed", "1"].
+        is_drawn: This package drew the images.
+    """
+    facts = {"name": data_options.data_name, "id": data_options.dataset_id, "partition": data_options.partition}
+    facts |= {"is_drawn": is_drawn} | {f"num_{name}": len(lines) for name, lines in data.lists.items()}
+    record = {
+        "command": list(command),
+        "arguments": asdict(data_options) | asdict(options),
+        "num_processes": accelerator.num_processes,
+        "data": facts,
+        "data_hash": data.hash,
+        "device": str(accelerator.device),
+        "mixed_precision": accelerator.mixed_precision,
+        "versions": {name: version(name) for name in ("co2s_hf", *LIBRARIES)} | {"python": platform.python_version()},
+        "git_revision": _git_revision(),
+    }
+    return json.loads(json.dumps(record))  # tuples become lists, as in the saved record that it is compared with
+
+
+def read_record(output_dir: Path) -> dict:
+    """Read the record of the run in a folder."""
+    return json.loads((output_dir / RECORD).read_text(encoding="utf-8"))
+
+
+def check_output_dir(options: TrainingOptions):
+    """Refuse an output folder with content, unless an earlier run in it is to be overwritten.
+
+    Raises:
+        UserFileExistsError: The folder has content.
+    """
+    output_dir = Path(options.output_dir)
+    if not (options.overwrite_output_dir and (output_dir / RECORD).exists()):
+        check_new_folder(
+            output_dir,
+            "Choose another `output_dir`, continue with `resume_from_checkpoint='last'`, or start again with "
+            "`overwrite_output_dir=True`.",
+        )
+
+
+def check_same_run(checkpoint: Path, record: dict):
+    """Refuse to resume a run whose options, data or number of processes were different.
+
+    Raises:
+        UserValueError: Lists the differences.
+    """
+    output_dir = checkpoint.parent.parent
+    saved = read_record(output_dir)
+    before, now = ({**r["arguments"], **{n: r[n] for n in ("num_processes", "data_hash")}} for r in (saved, record))
+    differing = [
+        f"`{name}` was {before.get(name)}, now {now[name]}"
+        for name in now
+        if name not in MAY_CHANGE and now[name] != before.get(name)
+    ]
+    if differing:
+        raise UserValueError(
+            f"This is not the run in {output_dir}: {'; '.join(differing)}. Resume with the options of that run."
+        )
+
+
+def start_output(options: TrainingOptions, data: Source, record: dict):
+    """Create the output folder, remove the results of an earlier run, and write the record and the sets' lists."""
+    output_dir = Path(options.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for path in (output_dir / name for name in WRITTEN):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    write_json(output_dir / RECORD, record)
+    drawn = {name: record["arguments"][name] for name in ("seed", "labeled_fraction", "validation_fraction")}
+    write_lists(output_dir / "splits", data.lists, {"hash": data.hash} | drawn)
+
+
+def _git_revision() -> str | None:
+    """Return the commit of this package, "-dirty" if files differ from it; None without a repository or git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return None
+    return answer.stdout.strip() or None
+
+
+__all__ = [
+    "CHECKPOINTS_KEPT",
+    "RECORD",
+    "check_output_dir",
+    "check_same_run",
+    "checkpoint_step",
+    "find_checkpoint",
+    "make_record",
+    "read_record",
+    "save_checkpoint",
+    "save_model",
+    "start_output",
+]

@@ -1,0 +1,244 @@
+"""Measure a model on labelled images: confusion matrices, and the scores that a table, a card and a tracker show."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from ..data.options import DataOptions
+from ..data.samples import Sample
+from ..data.sources import Source
+from ..inference.images import predict_logits
+from ..model.configuration_co2s import Co2SConfig
+from ..model.image_processing_co2s import Co2SImageProcessor
+from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
+from ..utils.figures import Example
+from .confusion import METRICS, ConfusionMatrix
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one predictor, each 0 to 1.
+
+    Args:
+        mean_iou: Mean IoU over the classes that occur in the labels or in the predictions.
+        mean_iou_paper: Mean IoU over all classes; a class that occurs nowhere counts as 0 (the paper's convention).
+        mean_f1: Mean F1 over the classes that occur.
+        accuracy: Share of the labelled pixels that are right.
+        iou, f1: Per class; None for a class that occurs nowhere.
+    """
+
+    mean_iou: float
+    mean_iou_paper: float
+    mean_f1: float
+    accuracy: float
+    iou: dict[str, float | None]
+    f1: dict[str, float | None]
+
+    @classmethod
+    def from_confusion(cls, matrix: ConfusionMatrix, id2label: dict[int, str]) -> "Scores":
+        """Compute all scores from a confusion matrix."""
+
+        def per_class(values: torch.Tensor) -> dict[str, float | None]:
+            pairs = ((label, values[index].item()) for index, label in id2label.items())
+            return {label: value if math.isfinite(value) else None for label, value in pairs}
+
+        means = {name: getattr(matrix, name)() for name in METRICS}
+        return cls(**means, iou=per_class(matrix.iou()), f1=per_class(matrix.f1()))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found, and on what.
+
+    Args:
+        data: Name of the data for people.
+        dataset_id: The data set's name on the Hub; None for local data.
+        data_hash: Twelve digits that identify the sets of images.
+        num_images: Number of validation images.
+        crop_size: Side of the windows in pixels.
+        fusion: How the students were fused.
+        flip: Whether predictions were averaged with those of the mirrored images.
+        scores: "clip", "dinov3" (those that the model has) and "fused" -> their scores.
+        largest_class_mean_iou: Mean IoU of predicting the most frequent class everywhere.
+        step: Training steps done; None outside a training.
+        checkpoint: The evaluated model's name; None inside a training.
+        is_best: The model was selected by its result on these images.
+        confusion: Confusion matrix of the fused prediction. It is not written to JSON.
+    """
+
+    data: str
+    dataset_id: str | None
+    data_hash: str
+    num_images: int
+    crop_size: int
+    fusion: str
+    flip: bool
+    scores: dict[str, Scores]
+    largest_class_mean_iou: float
+    step: int | None = None
+    checkpoint: str | None = None
+    is_best: bool = False
+    confusion: ConfusionMatrix | None = field(default=None, compare=False)
+
+    def to_dict(self) -> dict:
+        """The JSON form, as in metrics.json: the facts, and one dictionary of scores per predictor."""
+        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("scores", "confusion")}
+        facts = {name: value for name, value in facts.items() if value is not None or name == "dataset_id"}
+        return facts | {name: asdict(scores) for name, scores in self.scores.items()}
+
+    @classmethod
+    def from_dict(cls, content: dict) -> "Evaluation":
+        """Read the JSON form."""
+        names = {f.name for f in fields(cls)}
+        facts = {name: value for name, value in content.items() if name in names}
+        return cls(**facts, scores={name: Scores(**content[name]) for name in content if name not in names})
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Evaluation":
+        """Read a metrics.json."""
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+    def table(self) -> str:
+        """Format IoU per class, then the means, in per cent, with a column per predictor.
+
+        A class that occurs nowhere has '-'.
+        """
+        labels = list(self.scores["fused"].iou)
+        short = {name: text.partition(" (")[0] for name, text in METRICS.items()}
+        short["mean_iou_paper"] = "mean (paper's convention)"
+        width = max(map(len, [*labels, *short.values()]))
+        lines = [" " * width + "".join(f"{name:>9}" for name in self.scores)]
+        for label in labels:
+            values = (scores.iou[label] for scores in self.scores.values())
+            cells = (f"{'-':>9}" if value is None else f"{100 * value:9.1f}" for value in values)
+            lines.append(label.ljust(width) + "".join(cells))
+        for name, text in short.items():
+            cells = (f"{100 * getattr(scores, name):9.1f}" for scores in self.scores.values())
+            lines.append(text.ljust(width) + "".join(cells))
+        return "\n".join(lines)
+
+
+def evaluate(
+    model: Co2SForSemanticSegmentation,
+    image_processor: Co2SImageProcessor,
+    data: Source,
+    options: DataOptions,
+    crop_size: int,
+    accelerator: Accelerator,
+    flip: bool = False,
+    **facts,
+) -> Evaluation:
+    """Evaluate a model on the validation images and print nothing. Every process must call this.
+
+    Args:
+        model: Not wrapped by Accelerate. It is in evaluation mode for the time of the call.
+        image_processor: Of the model.
+        data: Its validation images are used.
+        options: What the data was opened with.
+        crop_size: Side of a window in pixels.
+        accelerator: Shares the images among its processes.
+        flip: Average with the predictions for the mirrored images.
+        facts: `step` or `checkpoint` of the [`Evaluation`].
+    """
+    bar = tqdm(data.validation, desc="evaluating", leave=False, disable=not accelerator.is_main_process)
+    matrices = confusion_matrices(model, image_processor, bar, crop_size, accelerator, flip)
+    id2label = model.config.id2label
+    return Evaluation(
+        data=options.data_name,
+        dataset_id=options.dataset_id,
+        data_hash=data.hash,
+        num_images=len(data.validation),
+        crop_size=crop_size,
+        fusion=model.config.fusion,
+        flip=flip,
+        scores={name: Scores.from_confusion(matrix, id2label) for name, matrix in matrices.items()},
+        largest_class_mean_iou=largest_class_mean_iou(matrices["fused"]),
+        confusion=matrices["fused"],
+        **facts,
+    )
+
+
+def confusion_matrices(
+    model: Co2SForSemanticSegmentation,
+    image_processor: Co2SImageProcessor,
+    samples: Iterable[Sample],
+    crop_size: int,
+    accelerator: Accelerator,
+    flip: bool = False,
+) -> dict[str, ConfusionMatrix]:
+    """Predict every sample once, by sliding windows, with the samples shared among the processes.
+
+    Args:
+        model: Not wrapped by Accelerate.
+        image_processor: Of the model.
+        samples: With labels.
+        crop_size: Side of a window in pixels.
+        accelerator: Of the run.
+        flip: Average with the predictions for the mirrored images.
+
+    Returns:
+        For each of [`predictors`] a confusion matrix over the samples of all processes.
+    """
+    was_training = model.training
+    model.eval()
+    ignore_index = model.config.semantic_loss_ignore_index
+    matrices = {name: ConfusionMatrix(model.config.num_labels, ignore_index) for name in predictors(model.config)}
+    for n, sample in enumerate(samples):
+        if n % accelerator.num_processes != accelerator.process_index:
+            continue
+        inputs = image_processor(sample.load_image(), return_tensors="pt")  # may resize the image, not the label map
+        labels = torch.from_numpy(np.array(sample.load_label())).long()
+        with accelerator.autocast():
+            logits = predict_logits(model, inputs["pixel_values"], crop_size, tuple(labels.shape), flip)
+        for name, matrix in matrices.items():
+            matrix.update(logits[name].argmax(dim=0).cpu(), labels)
+    model.train(was_training)
+    return {name: matrix.over_processes() for name, matrix in matrices.items()}
+
+
+def predict_examples(
+    model: Co2SForSemanticSegmentation, image_processor: Co2SImageProcessor, samples: Iterable[Sample], crop_size: int
+) -> list[Example]:
+    """Predict labelled samples for a figure: true labels, both students, the fused prediction and its confidence."""
+    was_training = model.training
+    model.eval()
+    examples = []
+    for sample in samples:
+        image, label = sample.load_image(), sample.load_label()
+        inputs = image_processor(image, return_tensors="pt")
+        logits = predict_logits(model, inputs["pixel_values"], crop_size, (label.height, label.width))
+        maps = {name: value.argmax(dim=0).cpu().numpy() for name, value in logits.items()}
+        confidence = logits["fused"].softmax(dim=0).amax(dim=0).cpu().numpy()
+        examples.append(Example(image, {"truth": np.asarray(label)} | maps, confidence))
+    model.train(was_training)
+    return examples
+
+
+def predictors(config: Co2SConfig) -> tuple[str, ...]:
+    """The names of a model's predictions: the students that its fusion uses, and "fused"."""
+    return (*((config.fusion,) if config.fusion in STUDENTS else STUDENTS), "fused")
+
+
+def largest_class_mean_iou(matrix: ConfusionMatrix) -> float:
+    """Mean IoU of predicting the most frequent class everywhere: the least that a model must exceed."""
+    pixels = matrix.counts.sum(dim=1)
+    return (pixels.max() / pixels.sum() / (pixels > 0).sum()).item()
+
+
+__all__ = [
+    "METRICS",
+    "Evaluation",
+    "Scores",
+    "confusion_matrices",
+    "evaluate",
+    "largest_class_mean_iou",
+    "predict_examples",
+    "predictors",
+]

@@ -1,0 +1,174 @@
+"""Log a training run: mean losses, coverage of the pseudo-labels, speed, memory, and warnings."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from ..model.modeling_co2s import STUDENTS
+from ..utils.errors import UserError
+from ..utils.files import write_text
+
+
+# Measurements of the machine. Everything else in a log line is the same when a run is repeated.
+MEASURED = ("images_per_second", "peak_memory_gb")
+
+
+class Logbook:
+    """Average the losses of several steps, then print them, write them to `log.jsonl` and send them to the trackers.
+
+    Args:
+        accelerator: Of the run; the means are over its processes.
+        path: The log file, with one JSON object per line.
+        id2label: Class names, for the values per class.
+    """
+
+    def __init__(self, accelerator: Accelerator, path: Path, id2label: dict[int, str]):
+        self.accelerator, self.path, self.id2label = accelerator, path, id2label
+        self.entries, self.images, self.started = [], 0, time.perf_counter()
+        self.covered = {student: set() for student in STUDENTS}
+
+    def add(self, losses: dict[str, torch.Tensor], images: int):
+        """Add the losses of one batch of `images` images (of all processes together)."""
+        self.entries.append({name: value.detach() for name, value in losses.items()})
+        self.images += images
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock of the throughput, for an evaluation or while a checkpoint is saved."""
+        start = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - start
+
+    def write(self, step: int, learning_rates: dict[str, float]):
+        """Report the means since the last call. Every process must call this."""
+        if not self.entries:  # every step was skipped
+            return
+        means = self._means()
+        # The mean is the share of such batches; show their number.
+        batches = len(self.entries) * self.accelerator.num_processes
+        means["batches_without_labels"] = round(means.pop("without_labels") * batches)
+        seconds = time.perf_counter() - self.started
+        means |= {
+            "images_per_second": self.images / seconds,
+            "peak_memory_gb": peak_memory_gb(self.accelerator.device),
+        }
+        self.entries, self.images, self.started = [], 0, time.perf_counter()
+        if not self.accelerator.is_main_process:
+            return
+        tqdm.write(self._summary(step, means))
+        self._warn_of_vanished_classes(step, means)
+        # A resumed run replaces the lines that follow its checkpoint.
+        lines = [line for line in read_log(self.path) if line["step"] < step]
+        lines.append({"step": step, "learning_rates": learning_rates, **means})
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        rates = {f"learning_rate/{name}": rate for name, rate in learning_rates.items()}
+        self.accelerator.log(flatten(means) | rates, step=step)
+
+    def _means(self) -> dict[str, float | dict[str, float]]:
+        names = dict.fromkeys(name for entry in self.entries for name in entry)  # warm-up steps have fewer
+        means = {
+            name: torch.stack([entry[name] for entry in self.entries if name in entry]).float().mean(dim=0)
+            for name in names
+        }
+        means = self.accelerator.reduce(means, reduction="mean")
+        for student in STUDENTS:
+            right, known = (means.pop(f"{student}/{term}_fraction", None) for term in ("right", "known"))
+            if known is not None and known > 0:  # without pixels there is no accuracy
+                means[f"{student}/pseudo_label_accuracy"] = right / known
+        return {
+            name: value.item()
+            if value.ndim == 0
+            else {self.id2label[index]: share for index, share in enumerate(value.tolist())}
+            for name, value in means.items()
+        }
+
+    @staticmethod
+    def _summary(step: int, means: dict) -> str:
+        losses = [name for name in means if name == "loss" or name.endswith("/loss")]
+        parts = [f"step {step:5d}", *(f"{name} {means[name]:.3f}" for name in losses)]
+        for term in ("confident_fraction", "pseudo_label_accuracy"):
+            if shares := [f"{100 * means[name]:.0f} %" for name in means if name.endswith(term)]:
+                parts.append(f"{term.replace('_fraction', '').replace('_', ' ')} {' / '.join(shares)}")
+        if count := means["batches_without_labels"]:
+            parts.append(f"{count} batches without a labelled pixel")
+        return "  ".join([*parts, f"{means['images_per_second']:.1f} images/s"])
+
+    def _warn_of_vanished_classes(self, step: int, means: dict):
+        """Warn when a class has no confident pseudo-labels any more: this is how such a training usually collapses."""
+        for student, covered in self.covered.items():
+            if coverage := means.get(f"{student}/coverage"):
+                now = {label for label, share in coverage.items() if share > 0}
+                for label in sorted(covered - now):
+                    tqdm.write(
+                        f"Warning: '{label}' has vanished from the {student} student's confident pseudo-labels by "
+                        f"step {step}. If it does not return, label more of it, lower `confidence_threshold`, or try "
+                        "`class_weights='balanced'`."
+                    )
+                self.covered[student] = now
+
+
+class DivergenceError(UserError, FloatingPointError):
+    """The losses of two steps in a row are not finite."""
+
+
+class NonFiniteGuard:
+    """Skip a step whose loss is not finite; stop the run if the next step's loss is not finite either."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator, self.last_skipped = accelerator, -2
+
+    def must_skip(self, loss: torch.Tensor, names: list[str], step: int) -> bool:
+        """Return whether to skip a step. Every process gets the same answer.
+
+        Args:
+            loss: Of this process's batch.
+            names: The images of this process's batch.
+            step: Number of steps done before.
+
+        Raises:
+            DivergenceError: The step before was skipped, too.
+        """
+        broken = self.accelerator.reduce((~torch.isfinite(loss.detach())).float(), reduction="sum").item() > 0
+        if broken:
+            names = gather_object(names)
+            problem = f"The loss of step {step + 1} is not finite. Its images: {', '.join(names)}."
+            if self.last_skipped == step - 1:
+                raise DivergenceError(
+                    f"{problem} The step before was skipped for the same reason. The checkpoints are unchanged. "
+                    "Start again with a lower `learning_rate`, or in float32."
+                )
+            if self.accelerator.is_main_process:
+                tqdm.write(f"Warning: {problem} The step is skipped.", file=sys.stderr)
+            self.last_skipped = step
+        return broken
+
+
+def flatten(means: dict[str, float | dict[str, float]]) -> dict[str, float]:
+    """Turn {"a": 1, "b": {"c": 2}} into {"a": 1, "b/c": 2}, the form that trackers take."""
+    flat = {}
+    for name, value in means.items():
+        flat |= {f"{name}/{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def read_log(path: Path) -> list[dict]:
+    """Read the lines of a log file; none if the file does not exist."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Return the peak memory of this process in GB: GPU memory on a GPU, else main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    import resource  # does not exist on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in kilobytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,111 @@
+"""LoRA (arXiv 2106.09685) for Co2S with peft: the layers to adapt, the modules to save whole, and merging."""
+
+import copy
+import re
+
+from peft import LoraConfig
+from torch import nn
+
+from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
+from ..utils.errors import UserValueError
+from .options import LoraOptions
+
+
+# Linear layers of both backbones, by transformers' names; the decoders' layers have other names.
+_LAYER = r"(clip|dinov3)\.encoder\.vision_model\..*\."
+_ATTENTION = r"(self_attn|attention)\.(q_proj|k_proj|v_proj|out_proj|o_proj)"
+_MLP = r"mlp\.(fc1|fc2|gate_proj|up_proj|down_proj)"
+TARGETS = {"attention": rf"{_LAYER}{_ATTENTION}", "attention+mlp": rf"{_LAYER}({_ATTENTION}|{_MLP})"}
+
+
+def co2s_lora_config(
+    model: Co2SForSemanticSegmentation,
+    rank: int = 8,
+    targets: str = "attention",
+    train_decoders: bool = True,
+    train_queries: bool = True,
+    **lora_kwargs,
+) -> LoraConfig:
+    """Make a plain peft configuration for both students.
+
+    Pass it to `model.add_adapter(...)`, which keeps the model's own methods, or to `peft.get_peft_model`.
+
+    Args:
+        model: The base model; `targets` is checked against its layers.
+        rank: Rank of the updates.
+        targets: "attention" (query, key, value and output projections of both backbones, which the paper trains),
+            "attention+mlp", or a regular expression for whole module names.
+        train_decoders: Train the decoders, too. The adapter then contains them.
+        train_queries: Train the learnable queries, too. The adapter then contains them. New classes need this.
+        lora_kwargs: Further fields of [`LoraConfig`]: `lora_alpha` (default: twice the rank), `lora_dropout`,
+            `use_dora`, `use_rslora`, ...
+
+    Returns:
+        The configuration. The adapter always contains the class-text embeddings: they are small, and new classes have
+        their own.
+
+    Raises:
+        UserValueError: The rank is not positive, no layer of the model matches, or the classes were changed and their
+            queries are not trained.
+    """
+    if getattr(model, "_has_new_queries", False) and not train_queries:
+        raise UserValueError("The model has new classes, and the adapter must contain their queries: `train_queries`.")
+    if rank < 1:
+        raise UserValueError(f"`rank` is {rank}; it must be at least 1.")
+    pattern = TARGETS.get(targets, targets)
+    try:
+        names = [
+            name for name, module in model.named_modules() if _is_adaptable(module) and re.fullmatch(pattern, name)
+        ]
+    except re.error as error:
+        raise UserValueError(
+            f"`targets` is '{targets}': neither {' nor '.join(TARGETS)}, nor a regular expression ({error})."
+        ) from error
+    if not names:
+        raise UserValueError(
+            f"`targets` is '{targets}', and no layer matches it. Give {' or '.join(TARGETS)}, or a regular expression "
+            "for whole names such as 'clip.encoder.vision_model.encoder.layers.0.self_attn.q_proj'."
+        )
+    whole = ["clip.guidance"]
+    whole += ["dinov3.guidance"] if train_queries else []
+    whole += [f"{student}.decoder" for student in STUDENTS] if train_decoders else []
+    return LoraConfig(r=rank, target_modules=pattern, modules_to_save=whole, **{"lora_alpha": 2 * rank} | lora_kwargs)
+
+
+def lora_config(model: Co2SForSemanticSegmentation, options: LoraOptions) -> LoraConfig:
+    """Make the configuration that the options of a run ask for."""
+    return co2s_lora_config(
+        model,
+        options.lora_rank,
+        options.lora_targets,
+        train_decoders=not options.freeze_decoders,
+        train_queries=not options.freeze_queries,
+        lora_alpha=options.lora_alpha or 2 * options.lora_rank,
+        lora_dropout=options.lora_dropout,
+    )
+
+
+def has_adapter(model: Co2SForSemanticSegmentation) -> bool:
+    """Return whether an adapter was added to the model or loaded."""
+    return getattr(model, "_hf_peft_config_loaded", False)
+
+
+def merged(model: Co2SForSemanticSegmentation) -> Co2SForSemanticSegmentation:
+    """Return a copy of the model with its active adapter merged into the weights: a plain Co2S model, without peft.
+
+    Raises:
+        ValueError: The model has no adapter.
+    """
+    if not has_adapter(model):
+        raise ValueError("The model has no adapter to merge.")
+    model = copy.deepcopy(model)
+    model.enable_adapters()  # this also sets the adapter's classes
+    model._unwrap(keep_adapter=True)
+    return model
+
+
+def _is_adaptable(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "base_layer", module), nn.Linear | nn.Conv2d)  # an adapter may be there already
+
+
+__all__ = ["TARGETS", "co2s_lora_config", "has_adapter", "lora_config", "merged"]

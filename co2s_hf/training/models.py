@@ -1,0 +1,220 @@
+"""Build the model that a run trains: from scratch, from pretrained backbones, or a trained model with an adapter."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+from transformers.utils import find_adapter_config_file
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ..data.sources import Source
+from ..model.configuration_co2s import Co2SConfig
+from ..model.image_processing_co2s import Co2SImageProcessor
+from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
+from ..utils.errors import UserImportError, UserOSError, UserValueError
+from .lora import lora_config
+from .options import AdaptationOptions, TrainingOptions
+
+
+def tiny_config(**config_kwargs) -> Co2SConfig:
+    """Configure a model that learns from scratch in minutes on a CPU: backbones 96 wide, 6 layers, patches of 8 px.
+
+    Args:
+        config_kwargs: Further fields of [`Co2SConfig`] (labels, palette).
+    """
+    backbone = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 6, "num_attention_heads": 4}
+    return Co2SConfig(
+        clip_config={**backbone, "patch_size": 8, "image_size": 128, "projection_dim": 64},
+        dinov3_config={**backbone, "patch_size": 8, "num_register_tokens": 4, "layer_norm_eps": 1e-6},
+        clip_feature_layers=(0, 2, 5),
+        dinov3_feature_layers=(1, 3, 5),
+        decoder_channels=32,
+        decoder_guidance_channels=32,
+        decoder_skip_channels=(8, 8),
+        decoder_up_channels=(16, 16),
+        **config_kwargs,
+    )
+
+
+def tiny_model(**config_kwargs) -> Co2SForSemanticSegmentation:
+    """Make a model of [`tiny_config`] with random weights.
+
+    Backbones without pretraining give nearly the same features for every class: the cosines at the decoder's input
+    lie within 0.1 of zero. So the decoder's first convolution starts larger than PyTorch's default, which depends on
+    its fan-in alone.
+    """
+    model = Co2SForSemanticSegmentation(tiny_config(**config_kwargs))
+    with torch.no_grad():
+        for name in STUDENTS:
+            getattr(model, name).decoder.similarity_projection.weight.mul_(8)
+    # A tiny decoder convolves many small maps. On a CPU that is a quarter faster in this memory format.
+    return model.to(memory_format=torch.channels_last)
+
+
+def build_model(options: TrainingOptions, data: Source) -> Co2SForSemanticSegmentation:
+    """Build a new model for the data's classes, in training mode, with the trained parameters unfrozen.
+
+    Raises:
+        UserValueError: Pretrained CLIP is asked for, and the classes have no names.
+        UserOSError: A pretrained backbone cannot be loaded.
+    """
+    classes = {"id2label": data.id2label, "palette": data.palette, "class_concepts": data.class_concepts}
+    if options.clip_model is None:
+        model = tiny_model(**classes)
+    elif data.class_concepts is None:
+        raise UserValueError(
+            "CLIP is guided by the classes' names, and this data has none. Give `class_names`, or write "
+            "classes.json (which can also list several concepts per class)."
+        )
+    else:
+        with _loading():
+            model = Co2SForSemanticSegmentation.from_backbones(options.clip_model, options.dinov3_model, **classes)
+    if options.recipe == "released":
+        model = repeat_released_quirks(model)
+    _record_inputs(model, options, data)
+    model.freeze_backbones(options.train_backbones)
+    if options.lora:
+        model.add_adapter(lora_config(model, options))
+    train_only(model, options.students)
+    return model.train()
+
+
+def repeat_released_quirks(model: Co2SForSemanticSegmentation) -> Co2SForSemanticSegmentation:
+    """Copy the weights into a model that departs from the paper and from the backbones as the released code does.
+
+    CLIP uses GELU, epsilon 1e-6 and ImageNet's statistics, and both students' logits are resized to a fixed size
+    first (224 and 256).
+    """
+    fields = model.config.to_dict()
+    fields["clip_config"] |= {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
+    fields |= {"clip_image_mean": list(IMAGENET_DEFAULT_MEAN), "clip_image_std": list(IMAGENET_DEFAULT_STD)}
+    fields |= {"clip_logits_size": 224, "dinov3_logits_size": 256}
+    released = Co2SForSemanticSegmentation(Co2SConfig.from_dict(fields))
+    released.load_state_dict(model.state_dict())
+    return released
+
+
+def train_only(model: Co2SForSemanticSegmentation, students: str):
+    """Freeze the student that is not named, if any; the model then predicts with the other one alone."""
+    for student in set(STUDENTS) - set(students.split(",")):
+        getattr(model, student).requires_grad_(False)
+        model.config.fusion = students
+
+
+def open_base(options: AdaptationOptions) -> Co2SConfig:
+    """Check the model to adapt, and take from it the options that are None.
+
+    Returns:
+        The base's configuration.
+
+    Raises:
+        UserValueError: The base is an adapter itself.
+        UserOSError: It cannot be loaded.
+        UserImportError: `quantize` needs bitsandbytes.
+    """
+    if options.quantize is not None and find_spec("bitsandbytes") is None:
+        raise UserImportError(f"`quantize='{options.quantize}'` needs bitsandbytes: pip install bitsandbytes")
+    if Path(options.checkpoint).is_dir():
+        options.checkpoint = str(Path(options.checkpoint).resolve())  # the adapter stores it as its base
+    with _loading():
+        is_adapter = find_adapter_config_file(options.checkpoint) is not None
+        config = None if is_adapter else Co2SConfig.from_pretrained(options.checkpoint)
+        image_processor = None if is_adapter else Co2SImageProcessor.from_pretrained(options.checkpoint)
+    if is_adapter:
+        raise UserValueError(f"{options.checkpoint} is an adapter. Merge it (`merge=True`), and adapt the result.")
+    options.fill({"crop_size": config.crop_size or 256})
+    if image_processor.do_resize:
+        options.fill({"eval_short_side": image_processor.size["shortest_edge"]})
+    if config.fusion in STUDENTS:  # the other student may never have been trained
+        options.students = config.fusion
+    options.fill(options.defaults)
+    return config
+
+
+def build_adapted_model(options: AdaptationOptions, data: Source) -> Co2SForSemanticSegmentation:
+    """Load the base for the data's classes and add a fresh adapter, in training mode.
+
+    Raises:
+        UserOSError: The base or its text encoder cannot be loaded.
+        UserValueError: The classes are new, and their queries are frozen.
+    """
+    with _loading():
+        # In float32, even if the base was saved in half precision: small updates would be rounded away.
+        model = Co2SForSemanticSegmentation.from_pretrained(
+            options.checkpoint, dtype=torch.float32, **quantization(options.quantize)
+        )
+        change_classes(model, options, data)
+    _record_inputs(model, options, data)
+    train_only(model, options.students)  # sets the fusion, which the adapter stores
+    model.add_adapter(lora_config(model, options))
+    train_only(model, options.students)  # freezes what the adapter has unfrozen
+    return model.train()
+
+
+def quantization(bits: str | None) -> dict:
+    """Arguments of `from_pretrained` that quantize the linear layers of the frozen backbones."""
+    if bits is None:
+        return {}
+    kept = ["clip.decoder", "dinov3.decoder", "clip.encoder.visual_projection"]
+    settings = {"load_in_8bit": True} if bits == "8bit" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    return {"quantization_config": BitsAndBytesConfig(llm_int8_skip_modules=kept, **settings)}
+
+
+def change_classes(model: Co2SForSemanticSegmentation, options: AdaptationOptions, data: Source):
+    """Give the model the data's classes, if they differ from its own."""
+    own, labels = list(model.config.id2label.values()), list(data.id2label.values())
+    concepts = data.class_concepts or model.config.class_concepts
+    if labels == own and options.text_encoder is None and concepts == model.config.class_concepts:
+        return
+    if options.freeze_queries and labels != own:
+        raise UserValueError(
+            f"The data has new classes ({', '.join(labels)}). Their queries must be trained: `freeze_queries=False`."
+        )
+    fusion = model.config.fusion
+    if labels != list(concepts or ()):
+        concepts = {label: [label] for label in labels}
+    embeddings = None
+    if options.text_encoder is None and model.config.text_encoder is None:
+        # The base has random directions instead of encoded text. New classes get new directions.
+        directions = torch.empty(len(labels), model.config.clip_config.projection_dim)
+        embeddings = nn.init.orthogonal_(directions)
+        for index, label in enumerate(labels):
+            if label in own:
+                embeddings[index] = model.clip.guidance.embeddings[own.index(label)]
+    model.set_class_concepts(concepts, embeddings, options.text_encoder, data.palette)
+    model.config.fusion = fusion  # set_class_concepts chose CLIP alone; both students are about to be trained
+
+
+def _record_inputs(model: Co2SForSemanticSegmentation, options: TrainingOptions, data: Source):
+    """Store in the configuration how images are read, so that prediction reads them in the same way."""
+    rule = data.labeled.image_rule
+    model.config.crop_size = options.crop_size
+    model.config.image_bands, model.config.image_scale = rule.bands, rule.scale
+    if options.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Report a model that cannot be loaded as the user's error."""
+    try:
+        yield
+    except OSError as error:
+        raise UserOSError(str(error)) from error
+
+
+__all__ = [
+    "build_adapted_model",
+    "build_model",
+    "change_classes",
+    "open_base",
+    "quantization",
+    "repeat_released_quirks",
+    "tiny_config",
+    "tiny_model",
+    "train_only",
+]

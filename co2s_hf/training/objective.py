@@ -1,0 +1,311 @@
+"""The training objective: from one batch of views to named losses.
+
+Both students learn from labels, from their own confident pseudo-labels on strong views and on perturbed features
+(UniMatch, arXiv 2208.09910), and from the other student where it is more confident (the paper's global-local
+collaborative fusion).
+
+Each loss is a sum over pixels and a number of pixels, which are divided at the end. In a distributed run every process
+divides by the pixels of all processes. So several processes compute the same losses as one process with the whole
+batch, if each has an even number of images (CutMix then pairs the same images). Hard-pixel mining is the exception: it
+uses the pixels of its own process.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+
+from ..data.views import Views, cutmix
+from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
+from .pseudo_labels import CONFIDENCE_MODES, Mean, PseudoLabels
+
+
+STABILITY_PEAK, STABILITY_RAMP = 0.5, 0.2
+STABILITY_MODES = ("paper", "reference", "off")
+LABELED_LOSSES = ("cross_entropy", "ohem")
+OHEM_THRESHOLD, OHEM_LEAST_SHARE = 0.7, 1 / 16
+
+
+def labeled_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    ignore_index: int,
+    kind: str = "cross_entropy",
+    class_weights: torch.Tensor | None = None,
+) -> Mean:
+    """Compute the cross-entropy over labelled pixels.
+
+    Args:
+        logits: (batch, classes, height, width).
+        labels: (batch, height, width), class indices or `ignore_index`.
+        ignore_index: Label of pixels to leave out.
+        kind: "cross_entropy", or "ohem" (online hard example mining, arXiv 1604.03540): only pixels whose true class
+            has a probability below 0.7, and at least the hardest sixteenth.
+        class_weights: (classes,), weights of the pixels of each class.
+
+    Returns:
+        Sum over pixels, with gradient (also where all pixels are ignored), and the sum of their weights.
+    """
+    per_pixel = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="none")
+    weights = (labels != ignore_index).float()
+    if class_weights is not None:
+        weights = weights * class_weights[labels.where(labels != ignore_index, 0)]
+    if kind == "ohem":
+        weights = weights * _hard_pixels(per_pixel.detach(), labels != ignore_index)
+    return Mean((per_pixel * weights).sum(), weights.sum())
+
+
+def _hard_pixels(per_pixel: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """Return a boolean mask (batch, height, width) of the pixels with the highest cross-entropy."""
+    hardest = per_pixel[counted].sort(descending=True).values
+    if len(hardest) == 0:
+        return counted
+    least = hardest[math.ceil(OHEM_LEAST_SHARE * len(hardest)) - 1]
+    return (per_pixel > -math.log(OHEM_THRESHOLD)) | (per_pixel >= least)
+
+
+def stability_weight(step: int, total_steps: int, peak: float = STABILITY_PEAK) -> float:
+    """Return the weight of the stability loss: it rises from 0 along half a cosine over the first fifth of the steps.
+
+    Args:
+        step: Steps done, from 0.
+        total_steps: Number of steps of the training.
+        peak: The weight after the rise.
+    """
+    ramp = round(STABILITY_RAMP * total_steps)
+    if step >= ramp - 1:
+        return peak
+    return peak * 0.5 * (1 - math.cos(math.pi * step / (ramp - 1)))
+
+
+def stability_losses(
+    clip_logits: torch.Tensor, dinov3_logits: torch.Tensor, threshold: float, mode: str = "paper"
+) -> dict[str, Mean]:
+    """Compute the losses between the students: the less confident one learns the other's probabilities, per pixel.
+
+    A student learns a pixel if only the other student is confident there, or if both are and the other is at least as
+    confident.
+
+    Args:
+        clip_logits: (batch, classes, height, width), of the weak view.
+        dinov3_logits: The same shape, of the other student.
+        threshold: Confidence from which a student teaches, 0 to 1.
+        mode: "paper": the gradient flows into the student that learns. "reference": the authors' code, with the same
+            value and no gradient.
+
+    Returns:
+        Per student: squared differences, averaged over classes and summed over the pixels that it learns, and the
+        number of these pixels.
+    """
+    probabilities = {"clip": clip_logits.float().softmax(dim=1), "dinov3": dinov3_logits.float().softmax(dim=1)}
+    confidence = {name: p.detach().amax(dim=1) for name, p in probabilities.items()}
+    losses = {}
+    for name, teacher in (("clip", "dinov3"), ("dinov3", "clip")):
+        learns = (confidence[teacher] >= threshold) & (
+            (confidence[name] < threshold) | (confidence[teacher] >= confidence[name])
+        )
+        own = probabilities[name].detach() if mode == "reference" else probabilities[name]
+        squared = (own - probabilities[teacher].detach()).square().mean(dim=1)
+        losses[name] = Mean((squared * learns).sum(), learns.sum())
+    return losses
+
+
+class Co2SObjective(nn.Module):
+    """The model together with its losses. Distributed training wraps and calls this module: its forward is a step.
+
+    Args:
+        model: A [`Co2SForSemanticSegmentation`], with or without adapters.
+        students: The students to train. A single student has no stability loss.
+        threshold: tau: confidence from which pseudo-labels are used and a student teaches, 0 to 1.
+        strong_weight: Weight of the loss of each strong view.
+        feature_dropout_weight: Weight of the loss of the perturbed features.
+        feature_dropout: Probability of dropping a feature channel.
+        stability: "paper", "reference" (see [`stability_losses`]) or "off".
+        confidence_mode: Weights of pseudo-labels, see [`PseudoLabels.loss`].
+        labeled_loss: "cross_entropy" or "ohem", see [`labeled_loss`].
+        class_weights: (classes,), weights of the labelled pixels of each class.
+        accelerator: Of a distributed run; losses are then means over the pixels of all its processes.
+
+    Raises:
+        ValueError: A name or range is wrong.
+    """
+
+    def __init__(
+        self,
+        model: Co2SForSemanticSegmentation,
+        students: tuple[str, ...] = STUDENTS,
+        threshold: float = 0.95,
+        strong_weight: float = 0.25,
+        feature_dropout_weight: float = 0.5,
+        feature_dropout: float = 0.5,
+        stability: str = "paper",
+        confidence_mode: str = "pixelwise",
+        labeled_loss: str = "cross_entropy",
+        class_weights: torch.Tensor | None = None,
+        accelerator: Accelerator | None = None,
+    ):
+        super().__init__()
+        if not students or set(students) - set(STUDENTS):
+            raise ValueError(f"`students` is {students}; give one or both of {STUDENTS}.")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"`threshold` is {threshold}; a probability lies between 0 and 1.")
+        for name, value, allowed in (
+            ("stability", stability, STABILITY_MODES),
+            ("confidence_mode", confidence_mode, CONFIDENCE_MODES),
+            ("labeled_loss", labeled_loss, LABELED_LOSSES),
+        ):
+            if value not in allowed:
+                raise ValueError(f"`{name}` is '{value}'; choose one of {', '.join(allowed)}.")
+        if class_weights is not None and tuple(class_weights.shape) != (model.config.num_labels,):
+            raise ValueError(
+                f"`class_weights` has the shape {tuple(class_weights.shape)}; {model.config.num_labels} classes ask "
+                f"for ({model.config.num_labels},)."
+            )
+        self.model = model
+        self.students = tuple(students)
+        self.threshold = threshold
+        self.strong_weight = strong_weight
+        self.feature_dropout_weight = feature_dropout_weight
+        self.feature_dropout = feature_dropout
+        self.stability = stability
+        self.confidence_mode = confidence_mode
+        self.labeled_loss = labeled_loss
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.accelerator = accelerator
+
+    def forward(self, views: Views, stability_weight: float = 0.0) -> dict[str, torch.Tensor]:
+        """Compute all losses with one backbone pass per student.
+
+        Args:
+            views: One batch. Without unlabelled images only `loss_supervised` is computed.
+            stability_weight: lambda of this step, see [`stability_weight`].
+
+        Returns:
+            `loss`, the sum to minimise, with gradient. The others are detached: `without_labels` (1 if all labels of
+            the batch are ignored, else 0), and per student `<student>/...`:
+
+            - `loss_supervised`, `loss_strong_1`, `loss_strong_2`, `loss_feature_dropout`, `loss_stability`, `loss`;
+            - `confident_fraction`: share of the image pixels with confident pseudo-labels;
+            - `coverage` (classes,): the same share by pseudo-label;
+            - with `views.hidden_labels` also `known_fraction` and `right_fraction`: share of the image pixels whose
+              pseudo-label is confident and whose true class is known, and the share where both agree.
+
+            The mean of each value over the processes is its value for the global batch.
+        """
+        if views.weak is None:
+            logits = self.model.student_logits(views.labeled, students=self.students)
+            means = {name: {"loss_supervised": self._supervised(logits[name], views)} for name in self.students}
+        else:
+            means = self._semi_supervised(views)
+        terms = self._divided(means)
+        report = {f"{name}/{term}": value.detach() for name in terms for term, value in terms[name].items()}
+        totals = {name: self._total(student_terms, stability_weight) for name, student_terms in terms.items()}
+        report |= {f"{name}/loss": total.detach() for name, total in totals.items()}
+        ignored = views.labels == self.model.config.semantic_loss_ignore_index
+        return {"loss": sum(totals.values()), "without_labels": ignored.all().float(), **report}
+
+    def _semi_supervised(self, views: Views) -> dict[str, dict[str, Mean]]:
+        views = _with_partners(views)
+        images = [
+            views.labeled,
+            views.weak,
+            cutmix(views.strong_1, views.partner_strong_1, views.cutmix_boxes_1),
+            cutmix(views.strong_2, views.partner_strong_2, views.cutmix_boxes_2),
+        ]
+        if views.partner_order is None:
+            images.append(views.partner_weak)
+        sizes = [len(part) for part in images]
+        weak_samples = slice(sizes[0], sizes[0] + sizes[1])
+        logits = self.model.student_logits(
+            torch.cat(images), self.students, perturbed_samples=weak_samples, perturb=self._drop_channels
+        )
+
+        means, weak_logits = {}, {}
+        for name in self.students:
+            parts = logits[name].split([*sizes, sizes[1]])
+            labeled, weak_logits[name], strong_1, strong_2, perturbed = *parts[:4], parts[-1]
+            own = PseudoLabels.from_logits(weak_logits[name], views.padding)
+            partner_logits = parts[4] if views.partner_order is None else weak_logits[name][views.partner_order]
+            other = PseudoLabels.from_logits(partner_logits, views.partner_padding)
+            mixed_1, mixed_2 = (own.mixed_with(other, boxes) for boxes in (views.cutmix_boxes_1, views.cutmix_boxes_2))
+            means[name] = {
+                "loss_supervised": self._supervised(labeled, views),
+                "loss_strong_1": mixed_1.loss(strong_1, self.threshold, self.confidence_mode),
+                "loss_strong_2": mixed_2.loss(strong_2, self.threshold, self.confidence_mode),
+                "loss_feature_dropout": own.loss(perturbed, self.threshold, self.confidence_mode),
+                **self._quality(own, views),
+            }
+        if self.stability != "off" and len(self.students) == 2:
+            stability = stability_losses(weak_logits["clip"], weak_logits["dinov3"], self.threshold, self.stability)
+            for name, mean in stability.items():
+                means[name]["loss_stability"] = mean
+        return means
+
+    def _supervised(self, logits: torch.Tensor, views: Views) -> Mean:
+        ignore_index = self.model.config.semantic_loss_ignore_index
+        return labeled_loss(logits, views.labels, ignore_index, self.labeled_loss, self.class_weights)
+
+    def _drop_channels(self, features: torch.Tensor) -> torch.Tensor:
+        """Drop whole channels of feature maps (batch, channels, h, w) and scale up the others.
+
+        Every process draws for the global batch and uses its own rows. So the result does not depend on the number
+        of processes.
+        """
+        processes, rank = 1, 0
+        if self.accelerator is not None:
+            processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        batch_size, channels = features.shape[:2]
+        draws = torch.rand(processes * batch_size, channels, 1, 1, device=features.device)
+        kept = draws[rank * batch_size : (rank + 1) * batch_size] >= self.feature_dropout
+        return features * kept / max(1 - self.feature_dropout, 1e-6)
+
+    def _quality(self, own: PseudoLabels, views: Views) -> dict[str, Mean]:
+        """Measure the coverage of the pseudo-labels and their accuracy. Neither is trained on."""
+        confident = own.confident(self.threshold)
+        pixels = (~own.padding).sum()
+        coverage = torch.bincount(own.labels[confident], minlength=self.model.config.num_labels)
+        quality = {"confident_fraction": Mean(confident.sum(), pixels), "coverage": Mean(coverage, pixels)}
+        if views.hidden_labels is not None:
+            known = confident & (views.hidden_labels != self.model.config.semantic_loss_ignore_index)
+            right = known & (own.labels == views.hidden_labels)
+            quality |= {"right_fraction": Mean(right.sum(), pixels), "known_fraction": Mean(known.sum(), pixels)}
+        return quality
+
+    def _divided(self, means: dict[str, dict[str, Mean]]) -> dict[str, dict[str, torch.Tensor]]:
+        """Divide every sum by its number of pixels, which one exchange averages over the processes."""
+        keys = [(name, term) for name in means for term in means[name]]
+        counts = torch.stack([means[name][term].count.detach().float() for name, term in keys])
+        if self.accelerator is not None:
+            counts = self.accelerator.reduce(counts, reduction="mean")
+        counts = counts.where(counts > 0, 1)
+        terms = {name: {} for name in means}
+        for (name, term), count in zip(keys, counts):
+            terms[name][term] = means[name][term].total / count
+        return terms
+
+    def _total(self, terms: dict[str, torch.Tensor], stability_weight: float) -> torch.Tensor:
+        total = terms["loss_supervised"]
+        if "loss_strong_1" in terms:
+            total = total + self.strong_weight * (terms["loss_strong_1"] + terms["loss_strong_2"])
+            total = total + self.feature_dropout_weight * terms["loss_feature_dropout"]
+        total = 0.5 * total
+        if "loss_stability" in terms:
+            total = total + stability_weight * terms["loss_stability"]
+        return total
+
+
+def _with_partners(views: Views) -> Views:
+    """Pair the images of a batch for CutMix, unless the views contain partners already.
+
+    Neighbours swap, so a batch that is divided among processes has the same pairs as the whole batch. The partner of
+    the last image of an odd batch is the first one. A batch of one image has no other image: it is its own partner.
+    """
+    if views.partner_weak is not None:
+        return views
+    count = len(views.weak)
+    order = [(index ^ 1) % count for index in range(count)]
+    names = ("strong_1", "strong_2", "padding")
+    return replace(views, partner_order=order, **{f"partner_{name}": getattr(views, name)[order] for name in names})

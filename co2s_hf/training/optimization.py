@@ -1,0 +1,70 @@
+"""Optimizer, learning rates, class weights and the length of an epoch."""
+
+import math
+
+import numpy as np
+import torch
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
+
+
+def make_optimizer(
+    model: Co2SForSemanticSegmentation,
+    learning_rate: float = 1e-4,
+    backbone_lr_scale: float = 0.01,
+    decoder_lr_scale: float = 10.0,
+    weight_decay: float = 0.01,
+) -> Optimizer:
+    """Make AdamW over the trainable parameters: low rates for backbones, the base rate for queries, high for decoders.
+
+    Args:
+        model: After `freeze_backbones`.
+        learning_rate: Base rate, that of the learnable queries.
+        backbone_lr_scale: Factor on the base rate for both backbones.
+        decoder_lr_scale: Factor on the base rate for both decoders.
+        weight_decay: Of every parameter.
+    """
+    scales = {"encoder": backbone_lr_scale, "guidance": 1.0, "decoder": decoder_lr_scale}
+    groups = []
+    for part, scale in scales.items():
+        modules = [getattr(getattr(model, student), part) for student in STUDENTS]
+        parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        if parameters:
+            groups.append({"params": parameters, "lr": learning_rate * scale, "name": part})
+    return AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
+
+
+def polynomial_decay(optimizer: Optimizer, total_steps: int, power: float = 0.9) -> LambdaLR:
+    """Decay the learning rates to 0 as (1 - step / total)^power, without warm-up."""
+    return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total_steps) ** power)
+
+
+def steps_per_epoch(num_labeled: int, num_unlabeled: int, global_batch_size: int) -> int:
+    """Return the steps that show every image of the longer list at least once (the paper's epoch)."""
+    return math.ceil(max(num_labeled, num_unlabeled) / global_batch_size)
+
+
+def balanced_class_weights(pixel_counts: np.ndarray) -> torch.Tensor:
+    """Return weights (classes,) inverse to the classes' pixels: pixels / (classes * pixels of the class).
+
+    A class without labelled pixels has the weight 1, which has no effect.
+    """
+    counts = torch.as_tensor(pixel_counts, dtype=torch.float32)
+    present = counts > 0
+    weights = counts.sum() / (present.sum() * counts.clamp(min=1))
+    return weights.where(present, 1.0)
+
+
+def training_size(model: Co2SForSemanticSegmentation, optimizer: Optimizer) -> str:
+    """Describe in one line how many parameters are trained and how much memory the optimizer's state takes."""
+    parameters = list(model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    total = sum(p.numel() for p in parameters)
+    state = [v for values in optimizer.state.values() for v in values.values() if isinstance(v, torch.Tensor)]
+    megabytes = sum(tensor.numel() * tensor.element_size() for tensor in state) / 1e6
+    return f"Trained {trained / 1e6:.2f} M of {total / 1e6:.2f} M parameters; optimiser state {megabytes:.1f} MB."
+
+
+__all__ = ["balanced_class_weights", "make_optimizer", "polynomial_decay", "steps_per_epoch", "training_size"]

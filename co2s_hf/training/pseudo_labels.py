@@ -1,0 +1,95 @@
+"""Pseudo-labels of the unlabelled images, and the cross-entropy against them (UniMatch, arXiv 2208.09910)."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from ..data.views import cutmix
+
+
+CONFIDENCE_MODES = ("pixelwise", "pixelratio", "pixelavg")
+
+
+class Mean(NamedTuple):
+    """A mean before its division.
+
+    Args:
+        total: Sum over pixels: a scalar, or (classes,).
+        count: Number of pixels to divide by.
+    """
+
+    total: torch.Tensor
+    count: torch.Tensor
+
+
+@dataclass
+class PseudoLabels:
+    """Class, confidence and padding mask per pixel of a batch of weak views, from one student.
+
+    Args:
+        labels: (batch, height, width), class indices.
+        confidence: (batch, height, width), probability of that class, 0 to 1.
+        padding: Boolean (batch, height, width), true outside the image.
+    """
+
+    labels: torch.Tensor
+    confidence: torch.Tensor
+    padding: torch.Tensor
+
+    @classmethod
+    def from_logits(cls, logits: torch.Tensor, padding: torch.Tensor) -> "PseudoLabels":
+        """Take the most probable class per pixel. No gradient flows.
+
+        Args:
+            logits: (batch, classes, height, width).
+            padding: Boolean (batch, height, width).
+        """
+        confidence, labels = logits.detach().float().softmax(dim=1).max(dim=1)
+        return cls(labels, confidence, padding)
+
+    def mixed_with(self, partner: "PseudoLabels", boxes: torch.Tensor) -> "PseudoLabels":
+        """Mix with the partner's pseudo-labels as CutMix mixed the images.
+
+        Args:
+            partner: Pseudo-labels of the pasted images.
+            boxes: Boolean (batch, height, width), true where the partner is pasted.
+        """
+        return PseudoLabels(
+            cutmix(self.labels, partner.labels, boxes),
+            cutmix(self.confidence, partner.confidence, boxes),
+            cutmix(self.padding, partner.padding, boxes),
+        )
+
+    def confident(self, threshold: float) -> torch.Tensor:
+        """Return a boolean mask (batch, height, width) of image pixels whose confidence reaches the threshold."""
+        return (self.confidence >= threshold) & ~self.padding
+
+    def loss(self, logits: torch.Tensor, threshold: float, mode: str = "pixelwise") -> Mean:
+        """Compute the cross-entropy against these labels, weighted by confidence, over all image pixels.
+
+        The sum is divided by all image pixels, not by the confident ones. So the loss has more influence when more
+        pixels are confident.
+
+        Args:
+            logits: (batch, classes, height, width), of a strong view or of perturbed features.
+            threshold: Confidence from which a pixel is confident, 0 to 1.
+            mode: Weights of the pixels. "pixelwise": 1 for confident pixels, else 0 (the paper). "pixelratio": the
+                share of confident pixels in the image. "pixelavg": the mean confidence of the image.
+
+        Returns:
+            Sum over pixels, with gradient for `logits`, and the number of image pixels.
+        """
+        counted = ~self.padding
+        if mode == "pixelwise":
+            weights = self.confident(threshold).float()
+        else:
+            pixels = self.confident(threshold).float() if mode == "pixelratio" else self.confidence * counted
+            share = pixels.sum(dim=(1, 2)) / counted.sum(dim=(1, 2)).clamp(min=1)
+            weights = share[:, None, None] * counted
+        per_pixel = F.cross_entropy(logits.float(), self.labels, reduction="none")
+        return Mean((per_pixel * weights).sum(), counted.sum())
+
+
+__all__ = ["CONFIDENCE_MODES", "Mean", "PseudoLabels"]

@@ -1,0 +1,25 @@
+"""Random generators that depend only on a seed, a stream and an index.
+
+A stream is one purpose of random numbers. Different streams and different indices give independent numbers. They do
+not depend on the machine, on the order of the calls or on the number of processes.
+"""
+
+import numpy as np
+
+
+# Streams. Results of earlier runs depend on these numbers: do not change them.
+VIEWS_STREAM = 0  # crops, flips and appearance of one training item
+LABELED_STREAM = 1  # order of the labelled images in one pass through their list
+UNLABELED_STREAM = 2  # order of the unlabelled images in one pass through their list
+SPLIT_STREAM = 3  # which images become validation or labelled images
+
+
+def random_generator(seed: int, stream: int, index: int) -> np.random.Generator:
+    """Create the random generator for one index of a stream.
+
+    Args:
+        seed: Seed of the run, 0 or more.
+        stream: One of the `*_STREAM` constants.
+        index: Number of the item, pass or draw within the stream, 0 or more.
+    """
+    return np.random.default_rng([seed, stream, index])

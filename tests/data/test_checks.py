@@ -1,0 +1,259 @@
+"""Every finding, with a really broken folder: the file, the value and the remedy are in the message."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import open_folder
+from PIL import Image
+
+from co2s_hf.data.validation import scan
+from co2s_hf.data.validation.checks import DataError
+
+
+@pytest.fixture
+def folder(scenes_folder, tmp_path):
+    """A copy of the drawn folder (3 labelled, 5 unlabelled, 2 validation scenes of 48 px) that a test may break."""
+    return Path(shutil.copytree(scenes_folder, tmp_path / "data"))
+
+
+def image(folder, name, mode="RGB", size=(48, 48), color=0):
+    Image.new(mode, size, color).save(folder / "images" / f"{name}.png")
+
+
+def label(folder, name, values, mode=None):
+    values = np.full((48, 48), values, dtype=np.uint8) if np.isscalar(values) else values
+    Image.fromarray(values, mode=mode).save(folder / "labels" / f"{name}.png")
+
+
+def labels(folder, pattern, values):
+    for path in (folder / "labels").glob(f"{pattern}*"):
+        label(folder, path.stem, values)
+
+
+def write_list(folder, name, text):
+    (folder / "splits" / name).write_text(text)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-400])
+
+
+def shift(folder):
+    """Count the classes of all masks from 1."""
+    for path in (folder / "labels").glob("*.png"):
+        label(folder, path.stem, np.asarray(Image.open(path)) + 1)
+
+
+def one_label(value, column, row):
+    values = np.zeros((48, 48), dtype=np.uint8)
+    values[row, column] = value
+    return values
+
+
+ERRORS = {
+    "label outside": (
+        lambda f: label(f, "validation_0001", one_label(9, 4, 5)),
+        r"validation_0001.png has the label 9 \(1 px\), but 6 classes have the labels 0 to 5 and 255 means 'no class'"
+        r". Name all classes \(--class_names\), translate values \(--label_map 7=0,9=1\), or correct the file",
+    ),
+    "off by one": (
+        shift,
+        r"has the label 6 \(\d+ px\), but 6 classes .* counted from 1 and 0 means 'no class', pass --reduce_labels",
+    ),
+    "colours for labels": (
+        lambda f: Image.new("RGB", (48, 48)).save(f / "labels" / "labeled_0000.png"),
+        r"labeled_0000.png has the PIL mode 'RGB'.*expected one band of class indices.*--label_colors classes.json",
+    ),
+    "deep labels": (
+        lambda f: Image.fromarray(np.full((48, 48), 300, np.uint16)).save(f / "labels" / "labeled_0000.png"),
+        r"labeled_0000.png has the label 300 \(2304 px, the first at column 0, row 0\), which no rule covers. "
+        r"Add it to --label_map",
+    ),
+    "other size": (
+        lambda f: Image.new("L", (47, 48)).save(f / "labels" / "labeled_0002.png"),
+        r"labeled_0002.png is 47x48 px, but .*labeled_0002.png is 48x48 px. Each pixel of an image needs one label",
+    ),
+    "labelled and unlabelled": (
+        lambda f: write_list(f, "unlabeled.txt", (f / "splits" / "labeled.txt").read_text()),
+        r"images in two places \(3\):\n  .*labeled_0000.png is both labeled and unlabeled. Take it off one list",
+    ),
+    "in validation": (
+        lambda f: shutil.copy(f / "splits" / "val.txt", f / "splits" / "unlabeled.txt"),
+        r"images in two places \(2\):\n  .*validation_0000.png is both unlabeled and validation",
+    ),
+    "the same bytes": (
+        lambda f: shutil.copy(f / "images" / "labeled_0001.png", f / "images" / "validation_0000.png"),
+        r"validation_0000.png \(validation\) has the same bytes as .*labeled_0001.png \(labeled\). Keep one of them",
+    ),
+    "no validation label": (
+        lambda f: [path.unlink() for path in (f / "labels").glob("validation_*")],
+        r"unreadable files \(2\):\n  .*labels/validation_0000.png does not exist. Correct the list",
+    ),
+    "no validation list entry": (
+        lambda f: write_list(f, "val.txt", "images/validation_0000.png\n"),
+        r"val.txt, line 1: 'images/validation_0000.png' is not 'images/NAME labels/NAME'",
+    ),
+    "empty list": (lambda f: write_list(f, "labeled.txt", "\n"), r"labeled.txt is empty"),
+    "missing image": (
+        lambda f: [(f / "images" / f"unlabeled_000{n}.png").unlink() for n in (1, 3)],
+        r"2 findings.\nunreadable files \(2\):\n  .*unlabeled_0001.png does not exist.*\n  .*unlabeled_0003.png does",
+    ),
+    "truncated image": (
+        lambda f: cut(f / "images" / "unlabeled_0003.png"),
+        r"unlabeled_0003.png cannot be read as an image: .*truncated.* Replace it, or take it off its list",
+    ),
+    "unreadable image": (
+        lambda f: (f / "images" / "validation_0000.png").write_bytes(b"broken"),
+        r"validation_0000.png cannot be read as an image",
+    ),
+    "unreadable label": (
+        lambda f: (f / "labels" / "labeled_0000.png").write_bytes(b"broken"),
+        r"labels/labeled_0000.png cannot be read as an image",
+    ),
+    "four bands": (
+        lambda f: image(f, "unlabeled_0002", "RGBA"),
+        r"unlabeled_0002.png has the PIL mode 'RGBA' \(4 bands of uint8\); expected 8-bit RGB. .*--bands 1,2,3",
+    ),
+    "all ignored": (
+        lambda f: labels(f, "validation_", 255),
+        r"No pixel of the 2 validation images has a class: all are 255, the ignore value",
+    ),
+    "classes without a name": (
+        lambda f: (f / "classes.json").write_text('[{"color": [0, 0, 0]}]'),
+        r"classes.json must be a list in label order, with a name for every class",
+    ),
+    "a colour that is none": (
+        lambda f: (f / "classes.json").write_text('[{"name": "water", "color": "#00f"}]'),
+        r"classes.json gives 'water' the color #00f; expected three numbers",
+    ),
+    "a class twice": (
+        lambda f: (f / "classes.json").write_text('[{"name": "water"}, {"name": "water"}]'),
+        r"classes.json gives the name water to two classes",
+    ),
+    "concepts that are no list": (
+        lambda f: (f / "classes.json").write_text('[{"name": "water", "concepts": "lake"}]'),
+        r"classes.json gives 'water' the concepts lake; expected a list of words",
+    ),
+    "classes that are no JSON": (lambda f: (f / "classes.json").write_text("{"), r"classes.json is no JSON file"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_broken_data_is_named_with_the_remedy(folder, name):
+    damage, message = ERRORS[name]
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
+        open_folder(folder)
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_masks_of_0_and_255_are_recognised(folder, is_named):
+    (folder / "classes.json").unlink()
+    if is_named:
+        (folder / "classes.json").write_text('[{"name": "land"}, {"name": "water"}]')
+    half = np.repeat(np.array([[0], [255]], dtype=np.uint8), 24, axis=0) * np.ones((1, 48), dtype=np.uint8)
+    labels(folder, "", half)
+    with pytest.raises(DataError, match=r"labeled label maps hold 0 and 255 alone.*--label_map 0=0,255=1"):
+        open_folder(folder)
+    data = open_folder(folder, label_map="0=0,255=1", ignore_index=254)
+    assert data.labeled_pixels.tolist() == [3 * 24 * 48] * 2
+
+
+def test_values_that_count_nothing_are_questioned(folder):
+    (folder / "classes.json").unlink()
+    labels(folder, "", 200)
+    with pytest.raises(ValueError, match=r"The label maps hold 200, but not 0, 1, 2, 3, 4. .*--label_map 200=1"):
+        open_folder(folder)
+
+
+def test_another_ignore_value_may_stand_beside_the_data(folder):
+    (folder / "classes.json").write_text('{"classes": [{"name": "land"}], "ignore_index": 7}')
+    labels(folder, "", one_label(7, 3, 3))
+    assert open_folder(folder).labeled_pixels.tolist() == [3 * (48 * 48 - 1)]
+
+
+def test_decompression_bombs_are_found(folder, monkeypatch):
+    image(folder, "unlabeled_0000", size=(200, 200))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    with pytest.raises(DataError, match=r"unlabeled_0000.png cannot be read as an image: .*exceeds limit"):
+        open_folder(folder)
+
+
+def test_colours_without_a_class_are_counted_and_placed(folder):
+    for path in (folder / "labels").glob("*.png"):
+        Image.open(path).convert("RGB").save(path)
+    colors = np.asarray(Image.open(folder / "labels" / "labeled_0001.png")).copy()
+    colors[30, 7] = colors[31, 8] = (1, 2, 3)
+    Image.fromarray(colors).save(folder / "labels" / "labeled_0001.png")
+    message = r"labeled_0001.png has the label \(1, 2, 3\) \(2 px, the first at column 7, row 30\).*--label_colors"
+    with pytest.raises(DataError, match=message):
+        open_folder(folder, label_colors=str(folder / "classes.json"))
+
+
+def test_everything_is_found_at_once(folder):
+    label(folder, "labeled_0000", 8)
+    label(folder, "labeled_0001", 9)
+    cut(folder / "images" / "unlabeled_0004.png")
+    image(folder, "validation_0001", size=(20, 20))
+    with pytest.raises(DataError) as caught:
+        open_folder(folder)
+    message = str(caught.value)
+    assert message.startswith("The data cannot be used: 4 findings.")
+    for part in ("labeled_0000.png has the label 8", "labeled_0001.png has the label 9", "unlabeled_0004.png",
+                 "validation_0001.png is 48x48 px, but"):  # fmt: skip
+        assert part in message
+
+
+def test_twenty_of_a_kind_are_enough(tmp_path):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for n in range(50):
+        Image.new("RGB", (8, 8), (n, 0, 0)).save(tmp_path / "images" / f"{n}.png")
+        Image.new("L", (8, 8), n % 2 * 7).save(tmp_path / "labels" / f"{n}.png")
+    with pytest.raises(DataError) as caught:
+        open_folder(tmp_path, class_names=["a", "b"], labeled_fraction="49/50")
+    message = str(caught.value)
+    found = int(re.search(r"labels outside the classes \((\d+)\)", message)[1])
+    assert found > 20 and message.count("has the label 7") == 20 and f"... and {found - 20} more." in message
+
+
+def warnings_of(folder, **settings):
+    return {finding.kind: finding.message for finding in open_folder(folder, **settings).findings}
+
+
+def test_oddities_are_warned_of(folder):
+    label(folder, "labeled_0002", (np.arange(48 * 48, dtype=np.uint8) % 6).reshape(48, 48))
+    assert not open_folder(folder).findings
+    labels(folder, "labeled_", 3)
+    label(folder, "labeled_0001", 255)
+    shutil.copy(folder / "images" / "unlabeled_0001.png", folder / "images" / "unlabeled_0004.png")
+    found = warnings_of(folder)
+    assert "the class 5, water: it cannot be learnt. Label an image with it." in found["classes never labelled"]
+    assert "labeled_0001.png says 'no class' (255) everywhere" in found["label maps without a class"]
+    assert "unlabeled_0004.png (unlabeled) has the same bytes as" in found["images in two places"]
+
+
+def test_files_are_looked_at_again_when_they_change(folder, monkeypatch):
+    looked = []
+    look = scan._look_at_label
+    monkeypatch.setattr(
+        scan, "_look_at_label", lambda file, rule: looked.append(Path(file.path).name) or look(file, rule)
+    )
+    open_folder(folder)
+    assert len(looked) == 5
+    open_folder(folder)
+    assert len(looked) == 5  # remembered
+    label(folder, "validation_0001", 2)
+    data = open_folder(folder)
+    assert looked[5:] == ["validation_0001.png"] and data.scans["validation"].labels[1].counts == {2: 48 * 48}
+    open_folder(folder, ignore_index=2)  # another rule, another meaning
+    assert len(looked) == 11
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(folder, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(scan, "CACHE", tmp_path / "file" / "scans.sqlite")
+    assert len(open_folder(folder).labeled) == 3

@@ -1,0 +1,68 @@
+import json
+
+import numpy as np
+import pytest
+from helpers import open_folder
+from PIL import Image
+
+from co2s_hf.data.export import description, prepared, tile_boxes
+from co2s_hf.data.options import DataArguments
+from co2s_hf.data.sources import open_source
+
+
+def test_files_without_a_rule_keep_their_bytes(scenes_folder, tmp_path):
+    source = open_folder(scenes_folder)
+    splits = prepared(source, cache_dir=tmp_path)
+    assert {name: len(table) for name, table in splits.items()} == {"labeled": 3, "unlabeled": 5, "validation": 2}
+    raw = splits["labeled"].with_format("arrow")[:]
+    for n, sample in enumerate(source.labeled):
+        assert raw["image"][n]["bytes"].as_py() == sample.image.read_bytes()
+        assert raw["label"][n]["bytes"].as_py() == sample.label.read_bytes()
+    assert splits["validation"][0]["image"].size == (48, 48)
+    facts = description(source)
+    assert facts["ignore_index"] == 255 and facts["classes"][5]["name"] == "water"
+    assert facts["classes"][5]["color"] == source.palette[5] and "lake" in facts["classes"][5]["concepts"]
+
+
+def test_rules_are_applied_for_good(scenes_folder, tmp_path):
+    source = open_folder(scenes_folder, label_map="0=1,1=1,2=1,3=0,4=0,5=0", bands="3,2,1",
+                         class_names=["soft", "hard"])  # fmt: skip
+    splits = prepared(source, cache_dir=tmp_path / "cache")
+    splits.save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "classes.json").write_text(json.dumps(description(source)))
+    again = open_source(DataArguments(dataset_name=str(tmp_path / "saved")))
+    assert again.id2label == {0: "soft", 1: "hard"}
+    for ours, theirs in zip(source.validation, again.validation):
+        assert np.array_equal(np.asarray(ours.load_image()), np.asarray(theirs.load_image()))
+        assert np.array_equal(np.asarray(ours.load_label()), np.asarray(theirs.load_label()))
+
+
+def test_tiles_cover_the_image_and_overlap():
+    boxes = tile_boxes((100, 40), 48, 8)
+    assert boxes == [(0, 0, 48, 40), (40, 0, 88, 40), (52, 0, 100, 40)]
+    assert tile_boxes((30, 30), 48, 8) == [(0, 0, 30, 30)]
+    assert tile_boxes((96, 48), 48, 0) == [(0, 0, 48, 48), (48, 0, 96, 48)]
+
+
+def test_images_are_cut_with_their_labels(scenes_folder, tmp_path):
+    source = open_folder(scenes_folder)
+    splits = prepared(source, tile_size=32, tile_overlap=8, cache_dir=tmp_path)
+    assert len(splits["labeled"]) == 3 * 4
+    whole = np.asarray(source.labeled[1].load_image())
+    mask = np.asarray(source.labeled[1].load_label())
+    for row, (upper, left) in zip(splits["labeled"].select(range(4, 8)), [(0, 0), (0, 16), (16, 0), (16, 16)]):
+        assert np.array_equal(np.asarray(row["image"]), whole[upper : upper + 32, left : left + 32])
+        assert np.array_equal(np.asarray(row["label"]), mask[upper : upper + 32, left : left + 32])
+    with pytest.raises(ValueError, match="overlap of 32 px must be smaller than the tile of 32 px"):
+        prepared(source, tile_size=32, tile_overlap=32)
+
+
+def test_grey_images_stay_readable(tmp_path):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    for n in range(4):
+        Image.new("L", (16, 16), 50 * n).save(tmp_path / "images" / f"{n}.png")
+        Image.new("L", (16, 16), n % 2).save(tmp_path / "labels" / f"{n}.png")
+    source = open_folder(tmp_path, labeled_fraction="1/2", validation_fraction="1/4")
+    splits = prepared(source, cache_dir=tmp_path / "cache")
+    assert splits["labeled"][0]["image"].mode == "L"

@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+
+from co2s_hf.data.options import DataOptions
+from co2s_hf.utils.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data_dir": "a", "dataset_name": "b"}, "Give one source: `data_dir`, `dataset_name` or `dataset`"),
+        ({"dataset": "vaihingen"}, "`dataset` is 'vaihingen'; expected whdld, loveda, potsdam, gid, mer, msl"),
+        ({"data_dir": "a", "partition": "1_8"}, "`partition` is 1_8; it goes with `dataset`, not with `data_dir`"),
+        (
+            {"dataset": "whdld", "labeled_fraction": 0.5},
+            "`labeled_fraction` is 0.5; it goes with `data_dir` or `dataset_name`, not with `dataset`",
+        ),
+        (
+            {"dataset_name": "a", "splits_dir": "b"},
+            "`splits_dir` is b; it goes with `data_dir` or `dataset`, not with `dataset_name`",
+        ),
+        (
+            {"dataset_name": ".", "dataset_revision": "v1"},
+            r"`dataset_revision` is v1, but `dataset_name` is the local folder '.', which has no revisions",
+        ),
+        ({"dataset": "whdld", "partition": "1_7"}, "`partition` is '1_7'; WHDLD has 1_32, 1_24, 1_16, 1_8, 1_4"),
+        ({"data_dir": "a", "labeled_fraction": 2}, "`labeled_fraction` is 2; expected a share above 0 and up to 1"),
+        ({"data_dir": "a", "validation_fraction": 0.0}, "`validation_fraction` is 0.0; expected a share above 0"),
+        ({"data_dir": "a", "group_regex": "("}, r"`group_regex` is '\(', which is not a regular expression"),
+        ({"data_dir": "a", "class_names": ["a", "a"]}, "`class_names` names a class twice: a a"),
+        ({"data_dir": "a", "label_colors": "gone.json"}, "`label_colors` is 'gone.json', which does not exist"),
+        (
+            {"data_dir": "a", "reduce_labels": True, "label_map": {1: 0}},
+            "Give only one of `reduce_labels`, `label_map` and `label_colors`",
+        ),
+        ({"data_dir": "a", "label_map": {1: 255}}, "`label_map` maps 1 to 255; classes are 0 to 254"),
+        ({"data_dir": "a", "label_map": {}}, "`label_map` is empty. Map every value to a class"),
+        ({"data_dir": "a", "bands": (4, 3)}, r"`bands` is \(4, 3\); expected three band numbers .*bands=\(4, 3, 2\)"),
+        ({"data_dir": "a", "bands": (4, 3, 0)}, r"`bands` is \(4, 3, 0\); expected three band numbers from 1"),
+        (
+            {"data_dir": "a", "scale": ((3, 1),)},
+            r"`scale` is \(\(3, 1\),\); expected the values that become 0 and 255, .*`scale=\(\(0, 3000\),\)`",
+        ),
+        ({"data_dir": "a", "scale": (0, 3000)}, r"`scale` is \(0, 3000\); expected the values that become 0 and 255"),
+        ({"data_dir": "a", "scale": "minmax"}, r"`scale` is 'minmax'; expected .* or `scale='percentiles'`"),
+    ],
+)
+def test_values_that_do_not_fit_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        DataOptions(**options)
+
+
+def test_values_are_converted_to_the_types_of_the_rules():
+    options = DataOptions(data_dir=Path("a"), bands=[4, 3, 2], scale=[[0, 3000]])
+    assert options.data_dir == "a" and options.bands == (4, 3, 2)
+    assert repr(options.scale) == "((0.0, 3000.0),)"
+    assert DataOptions(scale="percentiles").scale == "percentiles"
+
+
+def test_data_has_a_name_and_perhaps_a_place_on_the_hub(tmp_path):
+    assert not DataOptions().has_source
+    folder = DataOptions(data_dir=str(tmp_path / "fields"))
+    assert folder.has_source and folder.data_name == "fields" and folder.dataset_id is None
+    hub = DataOptions(dataset_name="user/fields")
+    assert hub.data_name == hub.dataset_id == "user/fields"
+    (tmp_path / "saved").mkdir()
+    local = DataOptions(dataset_name=str(tmp_path / "saved"))
+    assert local.data_name == "saved" and local.dataset_id is None
+    benchmark = DataOptions(dataset="loveda", partition="1/40")
+    assert benchmark.data_name == "LOVEDA" and benchmark.dataset_id == "XavierJiezou/co2s-datasets"

@@ -1,0 +1,176 @@
+import numpy as np
+import pytest
+import torch
+from helpers import open_folder
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from co2s_hf.data.reading import StoredFile
+from co2s_hf.data.samples import PairedViews, Sample, Samples
+from co2s_hf.data.views import make_views
+
+
+def stored(image, label=None) -> Sample:
+    return Sample(StoredFile(str(image)), None if label is None else StoredFile(str(label)))
+
+
+def test_samples_are_a_list_that_selects_and_joins():
+    samples = Samples.of_files(["a.png", "b.png", "c.png"], ["1.png", None, "3.png"])
+    assert samples[-1] == stored("c.png", "3.png") and samples[1].label is None
+    assert samples.names == ["a.png", "b.png", "c.png"]
+    assert samples.select([2, 0]).names == ["c.png", "a.png"] and samples[1:].names == ["b.png", "c.png"]
+    assert (samples[:1] + samples[2:]).names == ["a.png", "c.png"] and len(list(samples)) == 3
+    assert [file and str(file) for file in samples.files("label")] == ["1.png", None, "3.png"]
+    with pytest.raises(IndexError):
+        samples[3]
+
+
+def test_pairs_walk_each_list_evenly_in_new_orders(scenes_folder):
+    data = open_folder(scenes_folder)
+    pairs = PairedViews(data.labeled, data.unlabeled, 32, length=60, seed=3)
+    orders = [tuple(pairs._position(0, n, 5) for n in range(start, start + 5)) for start in range(0, 60, 5)]
+    assert all(sorted(order) == [0, 1, 2, 3, 4] for order in orders) and len(set(orders)) > 8
+    other = PairedViews(data.labeled, data.unlabeled, 32, length=60, seed=4)
+    assert [other._position(0, n, 5) for n in range(60)] != [n for order in orders for n in order]
+
+
+def test_items_do_not_depend_on_the_number_of_workers(scenes_folder):
+    data = open_folder(scenes_folder)
+    pairs = PairedViews(data.labeled, data.unlabeled, 32, length=6, partner="another")
+    batches = [next(iter(DataLoader(pairs, batch_size=6, num_workers=n))) for n in (0, 2)]
+    for key, value in batches[0].items():
+        if key.endswith("name"):
+            assert value == batches[1][key]
+        else:
+            assert torch.equal(value, batches[1][key]), key
+
+
+def test_warm_up_items_are_the_same_without_unlabelled_images(scenes_folder):
+    data = open_folder(scenes_folder)
+    plain = PairedViews(data.labeled, data.unlabeled, 32, length=6)
+    warmed = PairedViews(data.labeled, data.unlabeled, 32, length=6, num_labeled_only=4)
+    for index in range(4):
+        assert set(warmed[index]) == {"labeled", "labels", "labeled_name"}
+        assert torch.equal(warmed[index]["labeled"], plain[index]["labeled"])
+    assert set(warmed[4]) == set(plain[4])
+    assert len(list(plain)) == 6  # a plain loop ends
+    batch = next(iter(DataLoader(warmed, batch_size=4)))
+    assert make_views(batch, [0.5] * 3, [0.5] * 3).weak is None
+
+
+def test_partner_is_another_image(tmp_path):
+    samples = []
+    for n in range(3):
+        Image.new("RGB", (40, 40), (50 * n + 50,) * 3).save(tmp_path / f"{n}.png")
+        samples.append(stored(tmp_path / f"{n}.png", tmp_path / "label.png"))
+    Image.new("L", (40, 40)).save(tmp_path / "label.png")
+    pairs = PairedViews(tuple(samples), tuple(samples), 32, length=30, partner="another")
+    for item in pairs:
+        own, partner = item["weak"].max(), item["partner_weak"].max()  # a crop of one colour, perhaps padded
+        assert own in (50, 100, 150) and partner in (50, 100, 150) and own != partner
+
+
+def test_partner_may_be_another_crop_of_the_same_image(coordinates, tmp_path):
+    Image.new("RGB", (90, 60), (250, 250, 250)).save(tmp_path / "other.png")
+    other = stored(tmp_path / "other.png")
+    pairs = PairedViews((coordinates,), (coordinates, other), 32, length=8, partner="same")
+    bright = [(item["weak"].max() == 250, item["partner_weak"].max() == 250) for item in pairs]
+    assert all(own == partner for own, partner in bright) and len({bool(own) for own, _ in bright}) == 2
+    assert any(not torch.equal(item["weak"], item["partner_weak"]) for item in pairs)
+
+
+def test_hidden_labels_follow_the_weak_view_and_are_read_on_request_alone(coordinates, tmp_path):
+    bare = stored(coordinates.image)
+    truth = PairedViews((coordinates,), (coordinates,), 64, length=20, with_hidden_labels=True)
+    for item in truth:
+        empty = item["hidden_labels"] == 255
+        assert torch.equal(empty, item["padding"])
+        red, labels = item["weak"][0].int(), item["hidden_labels"].int()
+        assert all((((red + s) // 16 == labels) | empty).float().mean() > 0.7 for s in (-2, 0, 2))
+    assert (
+        PairedViews((coordinates,), (bare,), 64, length=1, with_hidden_labels=True)[0]["hidden_labels"] == 255
+    ).all()
+    unreadable = tmp_path / "broken.png"
+    unreadable.write_bytes(b"no image")
+    item = PairedViews((coordinates,), (stored(coordinates.image, unreadable),), 64, length=1)[0]
+    assert "hidden_labels" not in item
+
+
+@pytest.fixture
+def coordinates(tmp_path):
+    """A sample of 90x60 px whose red is the column and whose label is that column's red / 16."""
+    columns, rows = np.meshgrid(np.arange(20, 110, dtype=np.uint8), np.arange(60, dtype=np.uint8))
+    Image.fromarray(np.stack([columns, rows, rows + 1], axis=-1)).save(tmp_path / "image.png")
+    Image.fromarray(columns // 16).save(tmp_path / "label.png")
+    return stored(tmp_path / "image.png", tmp_path / "label.png")
+
+
+def test_labels_and_padding_follow_the_image(coordinates):
+    pairs = PairedViews((coordinates,), (coordinates,), 64, length=40)
+    padded = 0
+    for item in pairs:
+        empty = item["labels"] == 255
+        assert torch.equal(empty, (item["labeled"] == 0).all(dim=0))  # red is never 0 where there is an image
+        assert torch.equal(item["padding"], (item["weak"] == 0).all(dim=0))
+        red, labels = item["labeled"][0].int(), item["labels"].int()
+        # Within two columns (the resampling) of the border between two labels either one is right.
+        near = [(red + shift) // 16 == labels for shift in (-2, 0, 2)]
+        assert (near[0] | near[1] | near[2] | empty).all()
+        assert set(labels[~empty].unique().tolist()) <= set(range(1, 7))  # no label in between
+        padded += empty.any().item() + item["padding"].any().item()
+    assert padded > 10
+
+
+def test_views_are_of_one_geometry_and_normalised(coordinates):
+    pairs = PairedViews((coordinates,), (coordinates,), 32, length=4, partner="another")
+    batch = next(iter(DataLoader(pairs, batch_size=4)))
+    mean, std = [0.5, 0.4, 0.3], [0.25, 0.5, 0.75]
+
+    def normalized(images):
+        return (images.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+    views = make_views(batch, mean, std)
+    torch.testing.assert_close(views.weak, normalized(batch["weak"]))
+    torch.testing.assert_close(views.labeled, normalized(batch["labeled"]))
+    assert torch.equal(views.padding, batch["padding"]) and torch.equal(views.labels, batch["labels"].long())
+    assert torch.equal(views.partner_padding, batch["partner_padding"])
+    assert torch.equal(views.cutmix_boxes_2, batch["cutmix_boxes_2"])
+    assert not torch.allclose(views.strong_1, views.strong_2)
+    # With appearances that change nothing the strong views are the weak one, pixel by pixel.
+    neutral = torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0, 0.01]] * 4)
+    batch |= {key: neutral for key in batch if "appearance" in key}
+    views = make_views(batch, mean, std)
+    for prefix in ("", "partner_"):
+        for n in (1, 2):
+            strong, weak = getattr(views, f"{prefix}strong_{n}"), getattr(views, f"{prefix}weak")
+            torch.testing.assert_close(strong, weak, atol=1e-4, rtol=1e-4)
+
+
+def test_images_are_scaled_to_the_base_size_first(tmp_path):
+    """40x20 px that fit into 160x80 are four times as large before the random scale: a crop shows a small part."""
+    columns = np.tile(np.arange(40, dtype=np.uint8) * 6, (20, 1))
+    Image.fromarray(np.stack([columns] * 3, axis=-1)).save(tmp_path / "image.png")
+    Image.fromarray(columns // 6).save(tmp_path / "label.png")
+    sample = stored(tmp_path / "image.png", tmp_path / "label.png")
+    pairs = PairedViews((sample,), (sample,), 32, length=20, base_size=(160, 80))
+    for item in pairs:
+        assert (item["labels"] != 255).all()  # at half of it 80x40 px fill the crop
+        shown = item["labels"].unique()
+        assert 4 <= len(shown) <= 17  # 32 px of four to eight times the size, at a scale of 0.5 to 2
+
+
+def test_small_views_of_large_jpegs_show_the_same_place(tmp_path):
+    """What a JPEG decodes at a quarter is what a PNG of the same content shows."""
+    rows, columns = np.mgrid[:640, :960]
+    content = Image.fromarray(np.stack([columns // 4, rows // 3, (rows + columns) // 8], axis=-1).astype(np.uint8))
+    content.save(tmp_path / "a.jpg", quality=95)
+    content.save(tmp_path / "a.png")
+    Image.fromarray((columns // 4).astype(np.uint8)).save(tmp_path / "label.png")
+    views = []
+    for name in ("a.jpg", "a.png"):
+        sample = stored(tmp_path / name, tmp_path / "label.png")
+        views.append(PairedViews((sample,), (sample,), 48, length=10, base_size=(96, 64)))
+    assert stored(tmp_path / "a.jpg").load_image((96, 64), 1.0).size == (120, 80)
+    for from_jpeg, from_png in zip(*views):
+        assert torch.equal(from_jpeg["labels"], from_png["labels"])
+        assert (from_jpeg["labeled"].int() - from_png["labeled"].int()).abs().float().mean() < 2

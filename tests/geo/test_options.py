@@ -1,0 +1,77 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from co2s_hf.cli import predict
+from co2s_hf.data.options import DataOptions
+from co2s_hf.geo import options
+from co2s_hf.geo.options import SceneOptions
+from co2s_hf.utils.errors import UserValueError
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"windows_per_batch": 0}, "`windows_per_batch` is 0; expected at least 1"),
+        ({"min_area_m2": 5.0}, r"`min_area_m2` is 5.0, but no polygons are written. .*`vector='map.gpkg'`"),
+        ({"simplify_m": float("nan"), "vector": ".gpkg"}, "`simplify_m` is nan; expected 0 or more"),
+        ({"resample_to": 0.0}, "`resample_to` is 0.0; expected metres per pixel, above 0"),
+        ({"score_dtype": "uint16", "save_confidence": True}, "`score_dtype` is 'uint16'; expected uint8 or float32"),
+        ({"score_dtype": "float32"}, "`score_dtype` is 'float32', but no scores are written. Add `save_confidence=Tr"),
+        ({"vector": "maps/.gpkg"}, "`vector` is 'maps/.gpkg'; expected a file that ends in"),
+        ({"vector": "map.shp"}, "`vector` is 'map.shp'; expected a file that ends in .gpkg, .geojson or .parquet"),
+    ],
+)
+def test_values_that_are_out_of_range_or_have_no_effect_are_refused(given, message):
+    with pytest.raises(UserValueError, match=message):
+        SceneOptions(**given)
+
+
+def test_polygons_go_beside_the_map_or_into_a_named_file():
+    destination = Path("maps/north.tif")
+    assert SceneOptions().vector_path(destination) is None
+    assert SceneOptions(vector=".gpkg").vector_path(destination) == Path("maps/north.gpkg")
+    assert SceneOptions(vector="a/b.parquet").vector_path(destination) == Path("a/b.parquet")
+    assert SceneOptions(vector=Path("a/b.parquet")).vector == "a/b.parquet"
+
+
+def test_options_import_neither_torch_nor_rasterio():
+    """A command reads its options before it imports torch, so that its help and its usage errors are quick."""
+    folder = Path(options.__file__).parents[2]
+    code = f"""
+import sys, types
+for name in ("co2s_hf", "co2s_hf.geo", "co2s_hf.utils"):  # without their __init__.py
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [{str(folder)!r} + "/" + name.replace(".", "/")]
+import co2s_hf.geo.options
+assert not {{"torch", "rasterio", "numpy"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Name what to predict: scenes"),
+        (["a.tif", "--images", "b.png"], "one of them"),
+        (["--images", "b.png", "--cog"], "--cog is for scenes"),
+        (["--images", "b.png", "--resume"], "--resume is for scenes"),
+        (["--images", "b.png", "--scale", "percentiles"], "--images needs two values"),
+        (["a.tif", "--windows_per_batch", "0"], "--windows_per_batch is 0"),
+    ],
+)
+def test_the_command_refuses_options_that_do_not_fit_the_input(words, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        predict.main(words)
+    assert message in f"{error.value.code}{capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["a.tif", "--scale", "percentiles", "--cog", "--resume"], ["--images", "b.png", "--save_confidence"]],
+)
+def test_the_command_accepts_options_that_fit_the_input(words):
+    arguments = predict.COMMAND.parse(words)
+    predict.check(*(arguments[kind] for kind in (predict.PredictArguments, SceneOptions, DataOptions)))

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+import rasterio
+from helpers import PLACE, write_raster
+
+from co2s_hf.geo.rasters import SceneRaster, UnreadableScene
+from co2s_hf.utils.errors import UserValueError
+
+
+@pytest.mark.parametrize("resample_to", [None, 1.3, 0.37])
+def test_windows_are_parts_of_the_whole_scene(resample_to, tmp_path):
+    values = np.random.default_rng(0).integers(1, 4000, (3, 70, 90)).astype(np.uint16)
+    values[:, 20:30, 20:40] = 0
+    write_raster(tmp_path / "scene.tif", values, **PLACE, nodata=0)
+    with SceneRaster(str(tmp_path / "scene.tif"), resample_to_m=resample_to) as scene:
+        height, width = scene.read_grid.height, scene.read_grid.width
+        whole, valid = scene.read(slice(0, height), slice(0, width))
+        assert whole.shape == (3, height, width) and 0 < (~valid).sum() < 0.1 * valid.size
+        rows, columns = slice(height // 3, height // 3 + 11), slice(width // 4, width // 4 + 17)
+        part, part_valid = scene.read(rows, columns)
+        assert np.array_equal(part_valid, valid[rows, columns])
+        assert abs(part.astype(int) - whole[:, rows, columns]).max() <= (0 if resample_to is None else 1)
+        if resample_to is None:
+            assert np.array_equal(whole, values) and np.array_equal(valid, values[0] > 0)
+        else:
+            assert (height, width) == (round(35 / 0.9996 / resample_to), round(45 / 0.9996 / resample_to))
+
+
+def test_a_chosen_band_is_not_transparency_even_if_gdal_calls_it_so(tmp_path):
+    """GDAL takes a fourth band of 8 bits for transparency. It may be near infrared."""
+    values = np.random.default_rng(0).integers(0, 256, (4, 10, 12), dtype=np.uint8)
+    write_raster(tmp_path / "scene.tif", values, **PLACE, photometric="rgb", alpha="yes")
+    with SceneRaster(str(tmp_path / "scene.tif"), bands=(4, 1, 2)) as scene:
+        found, valid = scene.read(slice(0, 10), slice(0, 12))
+        assert np.array_equal(found, values[[3, 0, 1]]) and valid.all()
+    with rasterio.open(tmp_path / "scene.tif", "r+") as raster:
+        raster.nodata = 255
+    with SceneRaster(str(tmp_path / "scene.tif"), bands=(4, 1, 2)) as scene:  # but a nodata value counts
+        assert np.array_equal(scene.valid(slice(0, 10)), (values[[3, 0, 1]] != 255).any(axis=0))
+    write_raster(tmp_path / "scene.tif", values, **PLACE, photometric="rgb", alpha="yes")
+    with SceneRaster(str(tmp_path / "scene.tif")) as scene:
+        assert scene.bands == (1, 2, 3) and np.array_equal(scene.valid(slice(2, 7)), values[3, 2:7] > 0)
+
+
+def test_percentiles_ignore_the_pixels_without_data_of_each_band(tmp_path):
+    values = np.random.default_rng(0).uniform(50, 2500, (3, 40, 50)).astype(np.float32)
+    values[0, :8], values[1, 20:, :10] = -9999, np.inf
+    write_raster(tmp_path / "scene.tif", values, **PLACE, nodata=-9999)
+    with SceneRaster(str(tmp_path / "scene.tif")) as scene:
+        found = scene.image_rule("percentiles").scale
+    for (low, high), band in zip(found, values):
+        valid = band[np.isfinite(band) & (band != -9999)]
+        assert (low, high) == pytest.approx(tuple(np.percentile(valid, (2, 98))), rel=1e-5)
+
+
+def test_scenes_without_metres_and_missing_bands_are_refused(tmp_path):
+    write_raster(tmp_path / "scene.tif", np.ones((3, 9, 9), dtype=np.uint8), crs='LOCAL_CS["site",UNIT["metre",1]]',
+                 transform=PLACE["transform"])  # fmt: skip
+    with pytest.raises(UserValueError, match="cannot be converted to metres"):
+        SceneRaster(str(tmp_path / "scene.tif"), resample_to_m=2.0)
+    with pytest.raises(
+        UnreadableScene, match=r"band 3 \(\w+\): uint8, 1 to 1. There is no band 7. Choose .*`bands=\(3, 2, 1\)`"
+    ):
+        SceneRaster(str(tmp_path / "scene.tif"), bands=(1, 2, 7))

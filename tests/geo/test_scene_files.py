@@ -1,0 +1,58 @@
+import pytest
+
+from co2s_hf.geo.scene_files import find_scenes, plan_maps, scene_name, shared_out
+from co2s_hf.utils.errors import UserFileNotFoundError, UserValueError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Make and enter a folder with scenes/a.tif, deep/a.tif, b.JP2 and notes.txt, of 1, 2, 3 and 4 bytes."""
+    (tmp_path / "scenes" / "deep").mkdir(parents=True)
+    for size, name in enumerate(("a.tif", "deep/a.tif", "b.JP2", "notes.txt"), start=1):
+        (tmp_path / "scenes" / name).write_bytes(b" " * size)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_files_folders_patterns_and_addresses_name_scenes(folder):
+    found = {scene: str(name) for scene, name in find_scenes(["scenes"]).items()}
+    assert found == {"scenes/a.tif": "a", "scenes/b.JP2": "b", "scenes/deep/a.tif": "deep/a"}
+    assert [str(name) for name in find_scenes(["scenes/notes.txt"]).values()] == ["notes"]  # GDAL opens more suffixes
+    assert list(find_scenes(["scenes/*.tif"])) == ["scenes/a.tif"]
+    long = "https://example.org/long.tif?signature=" + 300 * "a"
+    assert [str(name) for name in find_scenes([long]).values()] == ["long"] and scene_name(long) == "long.tif"
+    addresses = ["https://example.org/x/one.tif?token=a.b", "s3://bucket/two.tif", "/vsizip/a.zip/three.tif"]
+    assert [str(name) for name in find_scenes(addresses).values()] == ["one", "two", "three"]
+    assert str(find_scenes(['NETCDF:"cube.nc":rgb'])['NETCDF:"cube.nc":rgb']) == "cube_rgb"
+    (folder / "scenes" / ".a.tif.unfinished").mkdir()
+    (folder / "scenes" / ".a.tif.unfinished" / "a.tif").touch()
+    assert len(find_scenes(["scenes", "./scenes/a.tif"])) == 3  # a.tif is named twice
+
+
+def test_words_without_a_scene_and_maps_of_the_same_name_are_refused(folder):
+    with pytest.raises(UserFileNotFoundError, match=r"'scenes/c.tif' matches no file; expected an existing file"):
+        find_scenes(["scenes/c.tif"])
+    (folder / "empty").mkdir()
+    with pytest.raises(UserFileNotFoundError, match=r"The folder 'empty' has no scenes; expected .* end in .tif, .ti"):
+        find_scenes(["empty"])
+    message = r"'scenes/deep/a.tif' and 'scenes/a.tif' would have the same map, a.tif. Segment them in separate runs"
+    with pytest.raises(UserValueError, match=message):
+        find_scenes(["scenes/a.tif", "scenes/deep/a.tif"])
+
+
+def test_maps_are_planned_outside_the_scenes_and_shared_among_processes(folder):
+    assert {k: str(v) for k, v in plan_maps(["scenes/a.tif"], "out/land.tif").items()} == {
+        "scenes/a.tif": "out/land.tif"
+    }
+    maps = plan_maps(["scenes"], "out")
+    assert [str(path) for path in maps.values()] == ["out/a.tif", "out/b.tif", "out/deep/a.tif"]
+    with pytest.raises(UserValueError, match=r"`output` is one file, 'land.tif', for 3 scenes; expected a folder"):
+        plan_maps(["scenes"], "land.tif")
+    with pytest.raises(UserValueError, match=r"`output` is .*the next run would read the maps as scenes"):
+        plan_maps(["scenes"], "scenes/maps")
+    (folder / "one").mkdir()
+    (folder / "one" / "a.tif").touch()
+    with pytest.raises(UserValueError, match=r"`output` is .*the next run would read the maps as scenes"):
+        plan_maps(["one"], "one/map.tif")
+    shares = shared_out(maps, 2)
+    assert [list(share) for share in shares] == [["scenes/b.JP2", "scenes/a.tif"], ["scenes/deep/a.tif"]]

@@ -1,0 +1,373 @@
+"""Publish with the real client of the Hub, to a local server."""
+
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers import make_model, run_example, save_checkpoint
+from huggingface_hub import HfApi, ModelCard, snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
+from isolation import make_environment, run_isolated
+from PIL import Image
+from safetensors.torch import load_file
+
+from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
+from co2s_hf.hub.cards import figure_path, write_card
+from co2s_hf.hub.publishing import (
+    PublishError,
+    add_handler,
+    check_publishable,
+    claim_repository,
+    publish,
+    publish_evaluation,
+)
+from co2s_hf.utils.errors import UserError
+
+
+ROOT = Path(__file__).parents[2]
+
+# Loads a model by its name on the Hub, without this package, and saves the logits of an image.
+SAVE_LOGITS = """
+import importlib.util, sys
+from pathlib import Path
+
+assert importlib.util.find_spec("co2s_hf") is None
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+name, folder = sys.argv[1], Path(sys.argv[2])
+model = AutoModelForSemanticSegmentation.from_pretrained(name, trust_remote_code=True)
+image_processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
+with torch.no_grad():
+    logits = model(**image_processor(Image.open(folder / "image.png"), return_tensors="pt")).logits
+save_file({"logits": logits}, folder / "logits.safetensors")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_checkpoint(tmp_path / "model", crop_size=16)
+    write_card(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def contents(folder):
+    """Path -> content of every file in a local folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def files(hub, name, branch="main", kind="model"):
+    """Path -> blob of every file in a repository."""
+    repository = hub.repositories[kind, name]
+    return repository.trees[repository.refs[branch]]
+
+
+def test_pulled_files_equal_pushed_files(hub, folder):
+    before = contents(folder)
+    name = claim_repository("user/fields")
+    assert publish(folder, name) == f"{hub.url}/user/fields"
+    assert contents(folder) == before
+    sent = Co2SForSemanticSegmentation.from_pretrained(folder)
+    pulled = Co2SForSemanticSegmentation.from_pretrained(name)
+    assert all(torch.equal(sent.state_dict()[key], value) for key, value in pulled.state_dict().items())
+    snapshot = Path(snapshot_download(name))
+    received = contents(snapshot)
+    assert received.keys() == before.keys() | {".gitattributes"}
+    assert {name for name in before if received[name] != before[name]} == {"README.md"}
+    assert 'pipeline("image-segmentation", model="user/fields"' in (snapshot / "README.md").read_text(encoding="utf-8")
+    assert files(hub, name)["model.safetensors"].is_large
+
+
+def test_model_is_loaded_by_name_without_this_package(hub, folder, tmp_path):
+    publish(folder, claim_repository("user/fields"))
+    image = Image.fromarray((255 * np.random.default_rng(0).random((24, 40, 3))).astype(np.uint8))
+    image.save(tmp_path / "image.png")
+    environment = make_environment(tmp_path / "stranger" / "packages")
+    done = run_isolated(environment, SAVE_LOGITS, "user/fields", tmp_path, HF_ENDPOINT=hub.url)
+    assert done.returncode == 0, done.stderr[-3000:]
+    model = Co2SForSemanticSegmentation.from_pretrained(folder)
+    with torch.no_grad():
+        expected = model(**Co2SImageProcessor.from_pretrained(folder)(image, return_tensors="pt")).logits
+    assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], expected)
+
+
+def test_push_to_hub_of_transformers_includes_the_code(hub, folder):
+    model = Co2SForSemanticSegmentation.from_pretrained(folder)
+    model.push_to_hub("user/direct")
+    Co2SImageProcessor.from_pretrained(folder).push_to_hub("user/direct")
+    code = {name for name in files(hub, "user/direct") if name.endswith(".py")}
+    modules = ("adapters", "configuration", "image_processing", "modeling", "text_guidance")
+    assert code == {f"{name}_co2s.py" for name in modules}
+    assert "custom_pipelines" in json.loads(files(hub, "user/direct")["config.json"].data)
+
+
+def test_private_repositories_need_a_token(hub, folder, monkeypatch, tmp_path):
+    name = claim_repository("user/secret", private=True)
+    publish(folder, name)
+    assert hub.repositories["model", name].private
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(RepositoryNotFoundError, match=r"401"):
+        HfApi().model_info(name)
+    with pytest.raises(OSError, match=r"user/secret is not a local folder[\s\S]*private"):
+        Co2SForSemanticSegmentation.from_pretrained(name, cache_dir=tmp_path)
+
+
+def test_public_repository_is_refused_if_a_private_one_was_requested(hub):
+    hub.create("model", "user/open")
+    with pytest.raises(UserError, match=r"user/open exists and is public, but a private one was requested"):
+        claim_repository("user/open", private=True)
+
+
+def test_names_that_are_not_valid_are_refused_with_the_expected_form(hub):
+    with pytest.raises(PublishError, match=r"no/such/name cannot be written to.*Give a name such as user/name"):
+        claim_repository("no/such/name")
+    assert not hub.repositories
+
+
+def test_publishing_on_a_branch_does_not_change_main(hub, folder):
+    name = claim_repository("user/fields", revision="v1")
+    publish(folder, name, revision="v1")
+    assert "model.safetensors" in files(hub, name, "v1") and "model.safetensors" not in files(hub, name)
+    claim_repository("user/fields", revision="v1")  # again
+    pulled = Co2SForSemanticSegmentation.from_pretrained(name, revision="v1")
+    assert pulled.config.crop_size == 16
+
+
+def test_missing_token_is_reported_before_anything_is_done(hub, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(PublishError, match=r"user/fields cannot be written to.*hf auth login.*start again"):
+        claim_repository("user/fields")
+    assert not hub.repositories
+
+
+@pytest.mark.parametrize(
+    ("failing", "status"), [("/commit/", 403), ("/commit/", 412), ("/large/", 403), ("/commit/", 0)]
+)
+def test_refused_or_broken_upload_changes_nothing_and_can_be_repeated(hub, folder, failing, status):
+    before = contents(folder)
+    name = claim_repository("user/fields", revision="v1")
+    hub.failures[failing] = status
+    with pytest.raises(PublishError) as error:
+        publish(folder, name, revision="v1")
+    message = str(error.value)
+    assert f"co2s push --checkpoint {folder} --hub_model_id user/fields --hub_revision v1" in message
+    assert "hf_local" not in message
+    assert contents(folder) == before and "config.json" not in files(hub, name, "v1")
+    hub.failures.clear()
+    publish(folder, name, revision="v1")
+    assert "config.json" in files(hub, name, "v1")
+
+
+def test_interrupted_upload_is_reported_with_the_command_to_retry(hub, folder, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HfApi, "create_commit", interrupted)
+    with pytest.raises(PublishError, match=r"interrupted.*are complete; retry with: co2s push"):
+        publish(folder, claim_repository("user/fields"))
+
+
+def test_results_are_added_to_a_published_card(hub, folder, tmp_path, make_evaluation):
+    name = claim_repository("user/fields")
+    publish(folder, name)
+    (tmp_path / "confusion.png").write_bytes(b"picture")
+    publish_evaluation(name, make_evaluation("towns"), tmp_path / "confusion.png")
+    card = ModelCard(files(hub, name)["README.md"].data.decode())
+    assert "| land | 40.0 | 45.0 | 50.0 |" in card.text
+    assert {result.dataset_name for result in card.data.eval_results} == {"towns"}
+    assert files(hub, name)[figure_path(make_evaluation("towns"))].data == b"picture"
+    assert "model.safetensors" in files(hub, name)
+
+
+@pytest.mark.parametrize("status", [0, 403])
+def test_published_card_is_not_replaced_if_it_cannot_be_read(hub, folder, tmp_path, make_evaluation, status):
+    name = claim_repository("user/unreadable")
+    publish(folder, name)
+    before = files(hub, name)
+    (tmp_path / "confusion.png").write_bytes(b"picture")
+    hub.failures["/resolve/"] = status
+    with pytest.raises(PublishError, match=r"The card of user/unreadable was not changed.*run the evaluation again"):
+        publish_evaluation(name, make_evaluation("towns"), tmp_path / "confusion.png")
+    assert files(hub, name) == before
+
+
+def test_results_are_published_for_a_model_without_card(hub, folder, tmp_path, make_evaluation):
+    (folder / "README.md").unlink()
+    name = claim_repository("user/fields")
+    publish(folder, name)
+    (tmp_path / "confusion.png").write_bytes(b"picture")
+    publish_evaluation(name, make_evaluation("towns"), tmp_path / "confusion.png")
+    text = files(hub, name)["README.md"].data.decode()
+    assert "# user/fields" in text and "| land | 40.0 | 45.0 | 50.0 |" in text
+
+
+def test_pictures_that_were_removed_locally_are_removed_on_the_hub(hub, folder):
+    name = claim_repository("user/fields")
+    for place in ("samples/validation_0.png", "figures/predictions.png", "notes.txt"):
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_bytes(b"mine")
+    publish(folder, name)
+    shutil.rmtree(folder / "samples")
+    (folder / "notes.txt").unlink()
+    publish(folder, name)
+    assert {"figures/predictions.png", "notes.txt"} <= set(files(hub, name))  # files that are not pictures stay
+    assert "samples/validation_0.png" not in files(hub, name)
+
+
+def test_results_of_a_branch_are_added_to_the_card_of_the_branch(hub, folder, scenes_folder, tmp_path):
+    labels = ["building", "road", "pavement", "vegetation", "bare soil", "water"]
+    for seed, revision in ((1, None), (2, "v1")):
+        model = make_model(seed=seed, crop_size=16, id2label=dict(enumerate(labels)), palette=None)
+        model.save_pretrained(folder)
+        publish(folder, claim_repository("user/two", revision=revision), revision)
+    words = ("evaluate.py", "--data_dir", scenes_folder, "--use_cpu")
+    local = run_example(*words, "--checkpoint", folder, "--output_dir", tmp_path / "local")
+    done = run_example(
+        *words, "--checkpoint", "user/two", "--hub_revision", "v1", "--push_to_hub", "--output_dir", tmp_path / "hub"
+    )
+    assert local.returncode == done.returncode == 0, done.stderr[-2000:]
+    metrics = [(tmp_path / name / "metrics.json").read_text(encoding="utf-8") for name in ("local", "hub")]
+    assert json.loads(metrics[0])["fused"] == json.loads(metrics[1])["fused"]
+    assert "IoU of every class" in files(hub, "user/two", "v1")["README.md"].data.decode()
+    assert "IoU of every class" not in files(hub, "user/two")["README.md"].data.decode()
+
+
+def test_mistyped_name_creates_no_repository(hub, scenes_folder, tmp_path):
+    words = ("--checkpoint", "user/nmae", "--data_dir", scenes_folder, "--push_to_hub", "--output_dir", tmp_path / "o")
+    done = run_example("evaluate.py", *words)
+    assert done.returncode == 1 and "user/nmae" in done.stderr and "Traceback" not in done.stderr
+    assert not hub.repositories
+
+
+def test_folders_without_a_loadable_model_are_refused(hub, tmp_path):
+    with pytest.raises(UserError, match=r"is not the folder of a model: it has neither config.json nor adapter"):
+        check_publishable(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "user/base"}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"needs its base model 'user/base', which is not on the Hub"):
+        check_publishable(tmp_path)
+    hub.create("model", "user/base")
+    check_publishable(tmp_path)
+    hub.failures["/api/models/user/base"] = 0
+    with pytest.raises(PublishError, match=r"Cannot check whether user/base is on the Hub"):
+        check_publishable(tmp_path)
+
+
+def test_handler_is_published_with_its_requirements(hub, folder):
+    add_handler(folder)
+    publish(folder, claim_repository("user/fields"))
+    published = files(hub, "user/fields")
+    assert b"class EndpointHandler" in published["handler.py"].data
+    assert published["requirements.txt"].data == b"transformers>=5.23,<6\npillow\n"
+
+
+def test_hidden_files_are_not_published(hub, folder):
+    (folder / ".secret").write_text("mine", encoding="utf-8")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "x").write_text("mine", encoding="utf-8")
+    publish(folder, claim_repository("user/fields"))
+    assert {name for name in files(hub, "user/fields") if "secret" in name or "cache" in name} == set()
+
+
+# --- the scripts
+
+
+def test_run_publishes_its_best_model_and_an_evaluation_adds_results(hub, scenes_folder, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    run = run_example(
+        "train_semi.py", "--data_dir", scenes_folder, "--output_dir", output, "--max_train_steps", 2,
+        "--supervised_warmup_steps", 1, "--per_device_train_batch_size", 2, "--crop_size", 16, "--eval_steps", 1,
+        "--card_samples", 1, "--push_to_hub", "--hub_model_id", "user/scenes", "--hub_private_repo", "--use_cpu",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert f"Published {output / 'best_model'}: {hub.url}/user/scenes" in run.stdout
+    published = files(hub, "user/scenes")
+    assert hub.repositories["model", "user/scenes"].private
+    pictures = {"samples/validation_0.png", "figures/predictions.png", "figures/curves.png"}
+    assert pictures | {"model.safetensors", "modeling_co2s.py", "training.json", "metrics.json"} <= set(published)
+    metrics = json.loads((output / "best_model" / "metrics.json").read_text(encoding="utf-8"))
+    card = ModelCard(published["README.md"].data.decode())
+    fused = [result for result in card.data.eval_results if result.metric_name == "Mean IoU, fused"]
+    assert [result.metric_value for result in fused] == [round(metrics["fused"]["mean_iou"], 4)]
+    assert "| labelled images | 3 |" in card.text and "This training step was selected" in card.text
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(card.text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    from co2s_hf.cli.command_line import parse_arguments
+
+    again = parse_arguments(importlib.import_module("train_semi").Arguments, "", ["--config", str(settings)])
+    assert (again.max_train_steps, again.crop_size, again.push_to_hub) == (2, 16, False)
+    assert "This training step was selected" not in (output / "model" / "README.md").read_text(encoding="utf-8")
+
+    other = Path(shutil.copytree(scenes_folder, tmp_path / "elsewhere"))
+    evaluate = ("evaluate.py", "--checkpoint", "user/scenes", "--data_dir", other, "--push_to_hub", "--use_cpu")
+    done = run_example(*evaluate, "--output_dir", tmp_path / "evaluation")
+    assert done.returncode == 0, done.stderr[-3000:]
+    card = ModelCard(files(hub, "user/scenes")["README.md"].data.decode())
+    assert {result.dataset_name for result in card.data.eval_results} == {scenes_folder.name, "elsewhere"}
+    measured = json.loads((tmp_path / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
+    results = {r.dataset_name: r.metric_value for r in card.data.eval_results if r.metric_name == "Mean IoU, fused"}
+    assert results["elsewhere"] == round(measured["fused"]["mean_iou"], 4)
+
+
+def test_failed_upload_at_the_end_of_a_run_loses_nothing(hub, scenes_folder, tmp_path):
+    hub.failures["/commit/"] = 403
+    run = run_example(
+        "train_semi.py", "--data_dir", scenes_folder, "--output_dir", tmp_path / "run", "--max_train_steps", 1,
+        "--per_device_train_batch_size", 1, "--crop_size", 16, "--method", "supervised", "--card_samples", 0,
+        "--push_to_hub", "--hub_model_id", "user/scenes", "--use_cpu",
+    )  # fmt: skip
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert "retry with: co2s push --checkpoint" in run.stderr and "hf_local" not in run.stderr
+    hub.failures.clear()
+    retry = run_example("push_to_hub.py", "--checkpoint", tmp_path / "run/model", "--hub_model_id", "user/scenes")
+    assert retry.returncode == 0, retry.stderr
+    assert "model.safetensors" in files(hub, "user/scenes")
+    assert not [name for name in files(hub, "user/scenes") if name.startswith("samples") or "predictions" in name]
+
+
+def test_push_with_handler_writes_the_missing_card_and_the_handler(hub, folder):
+    (folder / "README.md").unlink()
+    done = run_example("push_to_hub.py", "--checkpoint", folder, "--hub_model_id", "user/fields", "--handler")
+    assert done.returncode == 0, done.stderr
+    assert {"README.md", "handler.py", "requirements.txt"} <= set(files(hub, "user/fields"))
+    assert "EndpointHandler" in files(hub, "user/fields")["handler.py"].data.decode()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"checkpoint": "nowhere", "hub_model_id": "user/x"}, r"'nowhere' is not the folder of a model"),
+        ({"checkpoint": str(ROOT / "tests"), "hub_model_id": "user/x"}, r"is not the folder of a model"),
+        ({"checkpoint": "nowhere"}, r"Name the repository: --hub_model_id"),
+        ({"space": "user/demo", "checkpoint": "."}, r"needs the name of a published model"),
+        ({"space": "user/demo", "space_dir": "here"}, r"either --space or --space_dir"),
+        ({"space": "user/demo", "handler": True}, r"are for models"),
+        ({"space": "user/demo", "hub_revision": "v1"}, r"a Space runs its main branch"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    with pytest.raises(ValueError, match=message):
+        importlib.import_module("push_to_hub").Arguments(**settings)
+
+
+def test_space_has_the_demo_and_everything_that_it_imports(hub):
+    done = run_example("push_to_hub.py", "--checkpoint", "user/fields", "--space", "user/demo")
+    assert done.returncode == 0, done.stderr
+    space = files(hub, "user/demo", kind="space")
+    assert space["app.py"].data == (ROOT / "examples" / "app.py").read_bytes()
+    assert yaml.safe_load(space["app.yaml"].data) == {"checkpoint": "user/fields"}
+    assert "co2s_hf/model/modeling_co2s.py" in space and not [name for name in space if "__pycache__" in name]
+    metadata = yaml.safe_load(space["README.md"].data.decode().split("---")[1])
+    assert metadata["python_version"] == f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert metadata["sdk"] == "gradio" and metadata["app_file"] == "app.py" and metadata["models"] == ["user/fields"]
+    assert b"gradio" not in space["requirements.txt"].data  # the Space installs it: sdk_version
+    assert b"torch==2." in space["requirements.txt"].data and b"+cpu" not in space["requirements.txt"].data

@@ -1,0 +1,103 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from helpers import make_model, open_folder
+
+from co2s_hf import Co2SImageProcessor
+from co2s_hf.data.options import DataOptions
+from co2s_hf.training.confusion import ConfusionMatrix
+from co2s_hf.training.evaluation import (
+    Evaluation,
+    Scores,
+    confusion_matrices,
+    evaluate,
+    largest_class_mean_iou,
+    predictors,
+)
+
+
+ID2LABEL = {0: "land", 1: "road", 2: "water"}
+
+
+@pytest.fixture
+def matrix():
+    matrix = ConfusionMatrix(3)
+    matrix.update(torch.tensor([0, 0, 1, 0]), torch.tensor([0, 0, 1, 1]))
+    return matrix
+
+
+@pytest.fixture
+def evaluation(matrix):
+    return Evaluation(
+        data="fields",
+        dataset_id=None,
+        data_hash="0123456789ab",
+        num_images=4,
+        crop_size=32,
+        fusion="confidence",
+        flip=False,
+        scores={"fused": Scores.from_confusion(matrix, ID2LABEL)},
+        largest_class_mean_iou=0.25,
+        step=7,
+        confusion=matrix,
+    )
+
+
+def test_predictors_follow_the_fusion():
+    assert predictors(make_model().config) == ("clip", "dinov3", "fused")
+    assert predictors(make_model(fusion="clip").config) == ("clip", "fused")
+
+
+def test_every_pixel_is_counted_once(scenes_folder):
+    data = open_folder(scenes_folder)
+    model = make_model(id2label=data.id2label, palette=data.palette).train()
+    processor = Co2SImageProcessor.from_model_config(model.config)
+    accelerator = Accelerator(cpu=True)
+    matrices = confusion_matrices(model, processor, data.validation, crop_size=32, accelerator=accelerator)
+    assert model.training and set(matrices) == {"clip", "dinov3", "fused"}
+    for matrix in matrices.values():
+        assert matrix.counts.sum() == 2 * 48 * 48
+    truth = torch.zeros(6, dtype=torch.int64)
+    for sample in data.validation:
+        labels = processor(sample.load_image(), sample.load_label(), return_tensors="pt")["labels"]
+        truth += torch.bincount(labels.flatten(), minlength=6)
+    assert torch.equal(matrices["clip"].counts.sum(1), truth)
+
+    found = evaluate(model, processor, data, DataOptions(data_dir=str(scenes_folder)), 32, accelerator, step=3)
+    assert torch.equal(found.confusion.counts, matrices["fused"].counts)
+    assert found.scores["clip"] == Scores.from_confusion(matrices["clip"], data.id2label)
+    assert (found.data, found.num_images, found.step, found.data_hash) == (scenes_folder.name, 2, 3, data.hash)
+
+
+def test_scores_by_hand(matrix):
+    scores = Scores.from_confusion(matrix, ID2LABEL)
+    assert scores.iou == {"land": pytest.approx(2 / 3), "road": 0.5, "water": None}
+    assert scores.f1 == {"land": pytest.approx(0.8), "road": pytest.approx(2 / 3), "water": None}
+    assert scores.accuracy == 0.75 and scores.mean_iou == pytest.approx(7 / 12)
+    assert scores.mean_iou_paper == pytest.approx(7 / 18) and scores.mean_f1 == pytest.approx(22 / 30)
+    assert largest_class_mean_iou(matrix) == pytest.approx(0.25)
+
+
+def test_the_table_shows_absent_classes_as_such(evaluation):
+    assert evaluation.table().splitlines() == [
+        "                             fused",
+        "land                          66.7",
+        "road                          50.0",
+        "water                            -",
+        "mean IoU                      58.3",
+        "mean (paper's convention)     38.9",
+        "mean F1                       73.3",
+        "pixel accuracy                75.0",
+    ]
+
+
+def test_json_gives_the_same_evaluation(evaluation, tmp_path):
+    text = json.dumps(evaluation.to_dict(), allow_nan=False)
+    assert "confusion" not in text and "checkpoint" not in text
+    (tmp_path / "metrics.json").write_text(text)
+    assert Evaluation.read(tmp_path / "metrics.json") == evaluation
+    best = replace(evaluation, is_best=True, checkpoint="user/name")
+    assert Evaluation.from_dict(json.loads(json.dumps(best.to_dict()))) == best
