@@ -1,6 +1,7 @@
-"""The direction of dependencies, and what the Hub's copies of the model files may import."""
+"""The direction of imports between packages, and the libraries that parts of the package need."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,72 +9,79 @@ from pathlib import Path
 import pytest
 
 
-PACKAGE = Path(__file__).parents[1] / "co2s_hf"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "co2s_hf"
+# A package imports only packages that stand to its right, and itself.
+ORDER = ("cli", "hub", "training", "geo", "inference", "data", "model", "utils")
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)
 
-# Files that travel with a checkpoint as remote code: nothing but these libraries and each other.
-HUB_FILES = {"adapters_co2s", "configuration_co2s", "modeling_co2s", "image_processing_co2s", "text_guidance"}
-HUB_LIBRARIES = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", "safetensors"}
-HUB_LIBRARIES |= {"peft"}  # within `try`, where transformers does not ask for it
-
-# Who may import whom, lowest first; a module imports from its own row or those before.
-LAYERS = [
-    {
-        "adapters_co2s",
-        "arguments",
-        "catalog",
-        "configuration_co2s",
-        "confusion",
-        "figures",
-        "files",
-        "handler",
-        "streams",
-        "text_guidance",
-    },
-    {"metrics", "modeling_co2s", "image_processing_co2s", "views"},
-    {"attention", "lora", "objective", "inference", "convert_co2s_to_hf", "reading", "splits"},
-    {"ground", "scene_files", "scene_settings", "unfinished"},
-    {"maps", "polygons", "rasters"},
-    {"scenes"},
-    {"class_files", "data", "data_arguments", "benchmark_lists", "logbook", "synthetic"},
-    {"scan"},
-    {"checks"},
-    {"listings"},
-    {"sources"},
-    {"model_card", "preparation", "report", "training"},
-    {"hub"},
-    {"__init__"},
-]
+# Files that travel with a saved model import only each other and these libraries (peft inside functions).
+HUB_FILES = sorted((PACKAGE / "model").glob("*_co2s.py"))
+HUB_LIBRARIES = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", "safetensors", "peft"}
 
 
-def imports(module):
-    """(names of our modules, names of other top-level packages) that a module imports, wherever it does."""
+def imports(path: Path) -> tuple[set[Path], set[str]]:
+    """Return our modules and the names of other libraries that a file imports, also inside functions."""
     ours, others = set(), set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            assert node.level == 1 and node.module, f"{module}.py: write `from .module import name`"
-            ours.add(node.module)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.level or node.module.split(".")[0] == "co2s_hf"):
+            start = path.parents[node.level - 1] if node.level else ROOT
+            place = start.joinpath(*(node.module or "").split("."))
+            found = {place.with_suffix(".py")} if place.with_suffix(".py").exists() else set()
+            if place.is_dir():
+                found = {place / f"{alias.name}.py" for alias in node.names}
+                found = {module if module.exists() else place / "__init__.py" for module in found}
+            assert found, f"{path}: {ast.unparse(node)} is no module"
+            ours |= found
         elif isinstance(node, ast.ImportFrom):
             others.add(node.module.split(".")[0])
         elif isinstance(node, ast.Import):
             others |= {alias.name.split(".")[0] for alias in node.names}
-    assert "co2s_hf" not in others, f"{module}.py imports the package by name"
     return ours, others - set(sys.stdlib_module_names)
 
 
-def test_every_module_has_a_place():
-    assert {path.stem for path in PACKAGE.glob("*.py")} == set().union(*LAYERS)
+def package_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0]
 
 
-@pytest.mark.parametrize("module", sorted(set().union(*LAYERS)))
-def test_arrows_point_one_way(module):
-    rank = next(n for n, layer in enumerate(LAYERS) if module in layer)
-    assert imports(module)[0] <= set().union(*LAYERS[: rank + 1]) - {module}
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_packages_import_only_from_their_right(path):
+    packages = {package_of(module) for module in imports(path)[0]} - {"__init__.py"}
+    allowed = ORDER[ORDER.index(package_of(path)) :] if package_of(path) in ORDER else ()
+    assert packages <= set(allowed)
 
 
-@pytest.mark.parametrize("module", sorted(HUB_FILES))
-def test_hub_files_stand_alone(module):
-    ours, others = imports(module)
-    assert ours <= HUB_FILES and others <= HUB_LIBRARIES
+def test_every_package_is_installed_and_says_what_is_in_it():
+    packages = sorted(path.parent.relative_to(ROOT) for path in PACKAGE.rglob("__init__.py"))
+    listed = (ROOT / "setup.cfg").read_text(encoding="utf-8").split("packages =")[1].split("package_dir")[0].split()
+    assert sorted(listed) == sorted([*(".".join(path.parts) for path in packages), "co2s_hf.model_cards"])
+    for package in ORDER:
+        text = ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text(encoding="utf-8")))
+        for module in (PACKAGE / package).glob("[a-z]*.py"):
+            assert module.stem in text, f"co2s_hf/{package}/__init__.py does not mention {module.name}"
+
+
+@pytest.mark.parametrize("path", HUB_FILES, ids=lambda path: path.stem)
+def test_files_that_travel_with_a_model_stand_alone(path):
+    ours, others = imports(path)
+    assert ours <= set(HUB_FILES) and others <= HUB_LIBRARIES
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if package_of(p) != "cli"], ids=lambda path: path.stem)
+def test_library_errors_name_parameters_and_not_flags(path):
+    raised = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Raise))
+    texts = [part.value for node in raised for part in ast.walk(node) if isinstance(part, ast.Constant)]
+    flags = [text for text in texts if isinstance(text, str) and re.search(r"--[a-z]+_?[a-z]*", text)]
+    assert not [text for text in flags if not re.search(r"`?(co2s|rio|gdal_translate|hf) ", text)]  # whole commands
+
+
+@pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "examples").glob("*.py"))], ids=lambda path: path.name)
+def test_functions_fit_on_a_screen(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            has_docstring = ast.get_docstring(node) is not None
+            docstring = node.body[0].end_lineno - node.body[0].lineno + 1 if has_docstring else 0
+            assert node.end_lineno - node.lineno + 1 - docstring <= 60, node.name
 
 
 def test_importing_the_package_needs_the_core_dependencies_only():
@@ -89,29 +97,27 @@ def test_importing_the_package_needs_the_core_dependencies_only():
         "torchvision",
     ]
     code = f"import sys; sys.modules.update(dict.fromkeys({extras!r})); import co2s_hf, co2s_hf.hub.convert_co2s_to_hf"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+    code += "; from co2s_hf.cli import main; main(['--help'])"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
 
 
-def needed_by(modules):
-    """Libraries that some of our modules and all that they import need."""
-    wanted, seen, others = {"__init__", *modules}, set(), set()
+def needed_by(*paths: Path) -> set[str]:
+    """Return the libraries that modules and all that they import need."""
+    wanted, seen, others = set(paths), set(), set()
     while wanted - seen:
-        module = (wanted - seen).pop()
-        seen.add(module)
-        ours, theirs = imports(module)
+        path = (wanted - seen).pop()
+        seen.add(path)
+        ours, theirs = imports(path)
         wanted, others = wanted | ours, others | theirs
     return others - HUB_LIBRARIES
 
 
-@pytest.mark.parametrize("script", ["app", "visualize_attention"])
-def test_the_demo_needs_its_extra_alone(script):
-    text = (PACKAGE.parent / "examples" / f"{script}.py").read_text()
-    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
-    modules = {node.module.removeprefix("co2s_hf.") for node in nodes if node.module.startswith("co2s_hf.")}
-    # rasterio is imported where a file asks for it; peft where an adapter does.
-    assert needed_by(modules) <= {"matplotlib", "yaml", "rasterio"}
+def test_the_demo_needs_its_extra_alone():
+    # rasterio and accelerate are imported inside functions that the demo does not call.
+    needed = needed_by(PACKAGE / "cli" / "demo_page.py", PACKAGE / "inference" / "attention.py")
+    assert needed <= {"gradio", "matplotlib", "yaml", "rasterio", "accelerate", "tqdm"}
 
 
 def test_scenes_need_their_extra_alone():
-    extra = {"affine", "matplotlib", "pyarrow", "pyogrio", "rasterio", "shapely", "yaml"}
-    assert needed_by({"scenes"}) == extra | {"tqdm"}  # which comes with transformers
+    extra = {"affine", "matplotlib", "pyarrow", "pyogrio", "rasterio", "shapely"}
+    assert needed_by(PACKAGE / "geo" / "scenes.py") - {"tqdm", "accelerate"} <= extra | {"yaml"}

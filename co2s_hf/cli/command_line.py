@@ -5,6 +5,7 @@ import ast
 import difflib
 import json
 import re
+import shlex
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -89,7 +90,8 @@ class Command:
         words = list(sys.argv[1:] if words is None else words)
         parser = self._parser()
         try:
-            given = vars(parser.parse_args([*self._words_of_config(words), *words]))
+            # Apart: the last option of the file may take several words, and must not take the first words of `words`.
+            given = vars(parser.parse_args(self._words_of_config(words))) | vars(parser.parse_args(words))
             given.pop("config", None)
             for group in self.groups:
                 for name, flag in group.flags.items():
@@ -119,11 +121,16 @@ class Command:
             if self._group_of(name) is None:
                 return match[0]
             try:
-                return " ".join(self._words(name, True if value is None else ast.literal_eval(value)))
+                words = self._words(name, True if value is None else ast.literal_eval(value))
             except (ValueError, SyntaxError):
                 return match[0]
+            return shlex.join(words) if words else match[0]
 
         return re.sub(r"`(?P<name>[a-z]\w*)(?:=(?P<value>[^`]+))?`", as_flag, message)
+
+    def has_flag(self, name: str) -> bool:
+        """Return whether an option has a flag."""
+        return self._group_of(name) is not None
 
     def _group_of(self, name: str) -> Group | None:
         return next((group for group in self.groups if name in group.flags), None)
@@ -243,7 +250,8 @@ def _add_flag(place, name: str, flag: Flag, group: Group):
     if not choices and kind is not bool:
         keywords["metavar"] = flag.name or name.rsplit("_", 1)[-1].upper()
     default = group.defaults.get(name, _default_of(group.options, name))
-    shown = flag.help if default in (None, False) or default == [] else f"{flag.help} [{_text_of(default)}]"
+    text = "" if default is False else _text_of(default)
+    shown = f"{flag.help} [{text}]" if text else flag.help
     place.add_argument(f"--{name}", help=shown.replace("%", "%%"), **keywords)
 
 
@@ -288,6 +296,8 @@ def _words_of_value(value: Any) -> list[str]:
     """Return a value as words: (4, 3, 2) as "4" "3" "2", [(0, 3000)] as "0" "3000", {7: 0, 9: 1} as "7=0,9=1"."""
     if value in (None, "", "null"):
         return []
+    if isinstance(value, bool):
+        return [str(value).lower()]
     if isinstance(value, dict):
         return [",".join(f"{key}={entry}" for key, entry in value.items())]
     if isinstance(value, list | tuple):

@@ -104,7 +104,7 @@ def main(words: Sequence[str] | None = None):
         repository = claim(hub, run.accelerator)
         trained = loop.train(run, evaluate_first=True)
         if run.accelerator.is_main_process:
-            describe(trained, hub.card_samples)
+            describe(trained, hub.card_samples, COMMAND)
             if arguments[MergeArguments].merge:
                 write_merged(trained.best_folder or trained.folder, is_measured=options.quantize is None)
             publish_result(trained, repository, hub.hub_revision)

@@ -15,6 +15,7 @@ from ..training.loop import Trained
 from ..utils.figures import draw_predictions, palette_or_default
 from ..utils.files import write_text
 from .arguments import HubArguments
+from .command_line import Command
 
 
 SAMPLE_PX = 1024  # longest side of the widget's samples
@@ -27,15 +28,18 @@ def claim(hub: HubArguments, accelerator: Accelerator) -> str | None:
     return claim_repository(hub.hub_model_id, hub.hub_private_repo, hub.hub_revision)
 
 
-def describe(trained: Trained, num_samples: int):
+def describe(trained: Trained, num_samples: int, command: Command):
     """Add facts, figures, samples and a card to the folders that a training has written.
 
     Args:
         trained: What the training returned.
         num_samples: Validation images to include, with their predictions.
+        command: The facts contain the options that have a flag in this command, so that `--config` reads them.
     """
+    options = trained.record["arguments"]
+    record = trained.record | {"arguments": {name: options[name] for name in options if command.has_flag(name)}}
     for folder in filter(None, (trained.folder, trained.best_folder)):
-        write_text(folder / TRAINING_FILE, without_secrets(json.dumps(trained.record, indent=1)))
+        write_text(folder / TRAINING_FILE, without_secrets(json.dumps(record, indent=1)))
         for pictures in (folder / CURVES).parent, folder / SAMPLES:  # of an earlier end of the run
             shutil.rmtree(pictures, ignore_errors=True)
             pictures.mkdir()

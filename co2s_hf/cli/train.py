@@ -71,5 +71,5 @@ def main(words: Sequence[str] | None = None):
         repository = claim(hub, run.accelerator)
         trained = loop.train(run)
         if run.accelerator.is_main_process:
-            describe(trained, hub.card_samples)
+            describe(trained, hub.card_samples, COMMAND)
             publish_result(trained, repository, hub.hub_revision)

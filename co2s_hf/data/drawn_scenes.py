@@ -220,7 +220,7 @@ def write_scenes(
         The folder.
 
     Raises:
-        FileExistsError: The folder exists and is not empty.
+        UserFileExistsError: The folder exists and is not empty.
     """
     counts = {"labeled": num_labeled, "unlabeled": num_unlabeled, "validation": num_validation}
     palette = [value for facts in CLASSES for value in facts.color]

@@ -452,7 +452,7 @@ def _describe_bands(values: np.ndarray) -> str:
 
 
 def _band_remedy(mode: str | None = None) -> str:
-    """Name the options for a file that is not 8-bit RGB, by its PIL mode if Pillow knows it."""
+    """Name the options for a file that is not 8-bit RGB, by its PIL mode if Pillow can open it."""
     needs = "(needs rasterio: pip install 'co2s_hf[scenes]')."
     if mode in ("RGBA", "RGBX", "CMYK"):
         return f"Leave the fourth band out: `bands=(1, 2, 3)` {needs}"

@@ -340,8 +340,8 @@ class Co2SConfig(PreTrainedConfig):
                 )
             if layers != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= num_layers:
                 raise ValueError(
-                    f"`{name}_feature_layers` is {layers}: layers must be in ascending order, without repetition, "
-                    f"and lie between 0 and {num_layers - 1}, since `{name}_config.num_hidden_layers` is {num_layers}."
+                    f"`{name}_feature_layers` is {layers}: give each layer once, in ascending order, from 0 to "
+                    f"{num_layers - 1}, since `{name}_config.num_hidden_layers` is {num_layers}."
                 )
 
     def validate_sizes(self):

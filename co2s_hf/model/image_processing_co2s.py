@@ -305,8 +305,8 @@ def _check_values(array: np.ndarray, do_rescale: bool, index: int):
         )
     if np.issubdtype(array.dtype, np.floating) and 0 < high <= 1:
         logger.warning_once(
-            f"Image {index} is floating point with a maximum of {high}: its values may be in 0..1 already. If so, pass "
-            "`do_rescale=False`."
+            f"Image {index} is floating point with a maximum of {high}: its values may be in 0..1 already. If so, "
+            "pass `do_rescale=False`."
         )
 
 

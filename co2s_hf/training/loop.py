@@ -156,17 +156,7 @@ def setup(
     """
     follow_protocol(options, data_options)
     options.fill(options.defaults)
-    accelerator = make_accelerator(
-        options.use_cpu,
-        options.mixed_precision,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
-        log_with=options.report_to,
-        project_dir=options.output_dir,
-        dataloader_config=DataLoaderConfiguration(non_blocking=True),
-        # The query and key projections of the last CLIP layer get no gradient (see `freeze_backbones`).
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    options.mixed_precision = accelerator.mixed_precision  # perhaps chosen by the launcher; the record needs it
+    accelerator = _start_accelerate(options)
     checkpoint = find_checkpoint(Path(options.output_dir) / "checkpoints", options.resume_from_checkpoint)
     if checkpoint is None and accelerator.is_main_process:
         check_output_dir(options)
@@ -453,6 +443,22 @@ def make_loader(
         num_workers=options.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
+
+
+def _start_accelerate(options: TrainingOptions) -> Accelerator:
+    """Make the run's Accelerator, and store the precision in the options: the launcher may have chosen it."""
+    accelerator = make_accelerator(
+        options.use_cpu,
+        options.mixed_precision,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        log_with=options.report_to,
+        project_dir=options.output_dir,
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+        # The query and key projections of the last CLIP layer get no gradient (see `freeze_backbones`).
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    options.mixed_precision = accelerator.mixed_precision
+    return accelerator
 
 
 def _images_per_step(options: TrainingOptions, accelerator: Accelerator) -> int:

@@ -110,9 +110,7 @@ def local_copy(tmp_path):
 def test_benchmarks_are_read_with_their_rules(name, small_benchmark, local_copy):
     facts, root = small_benchmark(name), local_copy(name)
     data = open_source(
-        DataOptions(
-            dataset=name, partition="1_8", data_dir=str(root / facts.folder), splits_dir=str(root / "splits")
-        )
+        DataOptions(dataset=name, partition="1_8", data_dir=str(root / facts.folder), splits_dir=str(root / "splits"))
     )
     assert [len(part) for part in (data.labeled, data.unlabeled, data.validation)] == [1, 7, 2]
     assert list(data.id2label.values()) == [c.name for c in facts.classes]
@@ -144,7 +142,9 @@ def test_images_come_from_the_hub_and_lists_are_downloaded_once(hub, tmp_path, m
     options = DataOptions(dataset="whdld", partition="1/8")
     data = open_source(options)
     assert [len(part) for part in (data.labeled, data.unlabeled, data.validation)] == [1, 7, 2]
-    colors = [np.asarray(sample.load_image()) for part in (data.labeled, data.unlabeled, data.validation) for sample in part]
+    colors = [
+        np.asarray(sample.load_image()) for part in (data.labeled, data.unlabeled, data.validation) for sample in part
+    ]
     assert [color.shape for color in colors] == [(16, 7, 3)] * 10
     assert [color[5, 5].tolist() for color in colors] == [[n, 9, 9] for n in range(10)]
     assert data.id2label[4] == "bare soil"
@@ -164,7 +164,9 @@ def test_images_come_from_the_hub_and_lists_are_downloaded_once(hub, tmp_path, m
 def test_data_that_cannot_be_downloaded_is_named(hub, local_copy):
     root = local_copy("whdld")
     options = DataOptions(dataset="whdld", partition="1_8", splits_dir=str(root / "splits"), dataset_revision="gone")
-    with pytest.raises(UserError, match=r"The data set 'XavierJiezou/co2s-datasets' cannot be loaded: .*`data_dir`"):
+    with pytest.raises(
+        UserError, match=r"(?s)The data set 'XavierJiezou/co2s-datasets' cannot be loaded: .*`data_dir`"
+    ):
         open_source(options)
 
 

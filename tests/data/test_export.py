@@ -6,8 +6,9 @@ from helpers import open_folder
 from PIL import Image
 
 from co2s_hf.data.export import description, prepared, tile_boxes
-from co2s_hf.data.options import DataArguments
+from co2s_hf.data.options import DataOptions
 from co2s_hf.data.sources import open_source
+from co2s_hf.utils.errors import UserError
 
 
 def test_files_without_a_rule_keep_their_bytes(scenes_folder, tmp_path):
@@ -24,13 +25,13 @@ def test_files_without_a_rule_keep_their_bytes(scenes_folder, tmp_path):
     assert facts["classes"][5]["color"] == source.palette[5] and "lake" in facts["classes"][5]["concepts"]
 
 
-def test_rules_are_applied_for_good(scenes_folder, tmp_path):
-    source = open_folder(scenes_folder, label_map="0=1,1=1,2=1,3=0,4=0,5=0", bands="3,2,1",
-                         class_names=["soft", "hard"])  # fmt: skip
+def test_rules_are_applied_to_the_exported_files(scenes_folder, tmp_path):
+    label_map = {0: 1, 1: 1, 2: 1, 3: 0, 4: 0, 5: 0}
+    source = open_folder(scenes_folder, label_map=label_map, bands=(3, 2, 1), class_names=["soft", "hard"])
     splits = prepared(source, cache_dir=tmp_path / "cache")
     splits.save_to_disk(tmp_path / "saved")
-    (tmp_path / "saved" / "classes.json").write_text(json.dumps(description(source)))
-    again = open_source(DataArguments(dataset_name=str(tmp_path / "saved")))
+    (tmp_path / "saved" / "classes.json").write_text(json.dumps(description(source)), encoding="utf-8")
+    again = open_source(DataOptions(dataset_name=str(tmp_path / "saved")))
     assert again.id2label == {0: "soft", 1: "hard"}
     for ours, theirs in zip(source.validation, again.validation):
         assert np.array_equal(np.asarray(ours.load_image()), np.asarray(theirs.load_image()))
@@ -53,16 +54,18 @@ def test_images_are_cut_with_their_labels(scenes_folder, tmp_path):
     for row, (upper, left) in zip(splits["labeled"].select(range(4, 8)), [(0, 0), (0, 16), (16, 0), (16, 16)]):
         assert np.array_equal(np.asarray(row["image"]), whole[upper : upper + 32, left : left + 32])
         assert np.array_equal(np.asarray(row["label"]), mask[upper : upper + 32, left : left + 32])
-    with pytest.raises(ValueError, match="overlap of 32 px must be smaller than the tile of 32 px"):
+    with pytest.raises(UserError, match=r"`tile_overlap` is 32; expected .* less than `tile_size`, which is 32"):
         prepared(source, tile_size=32, tile_overlap=32)
 
 
-def test_grey_images_stay_readable(tmp_path):
+def test_grey_images_stay_grey(tmp_path):
     for kind in ("images", "labels"):
         (tmp_path / kind).mkdir()
     for n in range(4):
         Image.new("L", (16, 16), 50 * n).save(tmp_path / "images" / f"{n}.png")
         Image.new("L", (16, 16), n % 2).save(tmp_path / "labels" / f"{n}.png")
-    source = open_folder(tmp_path, labeled_fraction="1/2", validation_fraction="1/4")
+    source = open_folder(tmp_path, labeled_fraction=0.5, validation_fraction=0.25)
     splits = prepared(source, cache_dir=tmp_path / "cache")
-    assert splits["labeled"][0]["image"].mode == "L"
+    image = splits["labeled"][0]["image"]
+    assert image.mode == "L"
+    assert np.asarray(image).tolist() == np.asarray(Image.open(source.labeled[0].image.path)).tolist()

@@ -77,9 +77,9 @@ def test_lists_may_be_in_another_folder(scenes_folder, tmp_path):
     shutil.move(folder / "splits", tmp_path / "lists")
     data = open_folder(folder, splits_dir=str(tmp_path / "lists"))
     assert [Path(name).name for name in data.labeled.names] == [f"labeled_000{n}.png" for n in range(3)]
-    with pytest.raises(FileNotFoundError, match="`splits_dir` is '.*gone', which does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"`splits_dir` is '.*gone', which does not exist"):
         open_folder(folder, splits_dir=str(tmp_path / "gone"))
-    with pytest.raises(FileNotFoundError, match="`data_dir` is '.*gone', which does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"`data_dir` is '.*gone', which does not exist"):
         open_folder(tmp_path / "gone")
 
 
@@ -260,7 +260,9 @@ def test_missing_columns_are_named(table, tmp_path):
         open_source(DataOptions(dataset_name=name, image_column="photo", label_column="part"))
 
 
-@pytest.mark.parametrize("options", [{"dataset_name": "user/gone"}, {"dataset_name": "user/fields", "dataset_config": "x"}])
+@pytest.mark.parametrize(
+    "options", [{"dataset_name": "user/gone"}, {"dataset_name": "user/fields", "dataset_config": "x"}]
+)
 def test_data_sets_that_cannot_be_loaded_are_named(hub, options, tmp_path):
     hub.create("dataset", "user/fields")
     message = rf"The data set '{options['dataset_name']}' cannot be loaded: .*[^.]\. Check `dataset_name`"

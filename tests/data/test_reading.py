@@ -1,9 +1,21 @@
+import sys
+
 import numpy as np
 import pytest
 from helpers import write_raster
 from PIL import Image
 
-from co2s_hf.data.reading import ImageRule, LabelRule, StoredFile, base_scale, percentile_scale, read_bands
+from co2s_hf.data.reading import (
+    ImageRule,
+    LabelRule,
+    StoredFile,
+    base_scale,
+    find_images,
+    percentile_ranges,
+    percentile_scale,
+    read_bands,
+)
+from co2s_hf.utils.errors import UserError
 
 
 def stored_raster(path, values, **profile) -> StoredFile:
@@ -29,7 +41,7 @@ def test_bands_and_scale_make_rgb(sixteen_bit):
     assert np.array_equal(np.asarray(rule.read(from_bytes)), image)
 
 
-def test_eight_bit_bands_are_taken_as_they_are(tmp_path):
+def test_eight_bit_bands_are_not_scaled(tmp_path):
     values = np.arange(4 * 6 * 5, dtype=np.uint8).reshape(4, 6, 5)
     file = stored_raster(tmp_path / "four.tif", values)
     assert np.array_equal(np.asarray(ImageRule(bands=(3, 2, 1)).read(file)), np.moveaxis(values[[2, 1, 0]], 0, -1))
@@ -51,59 +63,70 @@ def test_nodata_and_nan_become_black(tmp_path):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (ImageRule(), r"field.tif .*uint16.*--bands 4,3,2 --scale 0 3000, or --scale percentiles .*co2s_hf\[scenes\]"),
-        (ImageRule(bands=(1, 2, 3)), r"field.tif holds 3 bands of uint16, values 1000 to 3011. .*--scale 0 3000"),
-        (ImageRule(scale=((0, 1),)), r"field.tif holds 4 bands of uint16, values 1000 to 4011. .*--bands 3,2,1"),
-        (ImageRule(bands=(1, 2, 5)), r"field.tif has 4 bands, none with the number 5"),
+        (ImageRule(), r"field.tif .*uint16.*`bands=\(4, 3, 2\)`, .*`scale=\(\(0, 3000\),\)`, .*co2s_hf\[scenes\]"),
+        (
+            ImageRule(bands=(1, 2, 3)),
+            r"field.tif holds 3 bands of uint16, values 1000 to 3011. .*`scale='percentiles'`",
+        ),
+        (ImageRule(scale=((0, 1),)), r"field.tif holds 4 bands of uint16, values 1000 to 4011. .*`bands=\(3, 2, 1\)`"),
+        (ImageRule(bands=(1, 2, 5)), r"field.tif has 4 bands, none with the number 5. Change `bands`"),
     ],
 )
-def test_what_no_rule_covers_is_refused_with_what_it_holds(sixteen_bit, rule, message):
-    with pytest.raises(ValueError, match=message):
+def test_files_that_no_rule_covers_are_described_in_the_error(sixteen_bit, rule, message):
+    with pytest.raises(UserError, match=message):
         rule.read(sixteen_bit)
 
 
-def test_files_that_pillow_understands_are_described_without_rasterio(tmp_path):
+def test_files_that_pillow_can_open_are_described_without_rasterio(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rasterio", None)
     Image.fromarray(np.array([[7, 3000]], dtype=np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match=r"deep.png has the PIL mode 'I;16' \(1 band of uint16, values 7 to 3000\)"):
+    with pytest.raises(UserError, match=r"deep.png has the PIL mode 'I;16' \(1 band of uint16, values 7 to 3000\)"):
         ImageRule().read(StoredFile(str(tmp_path / "deep.png")))
     Image.new("RGBA", (4, 4)).save(tmp_path / "four.png")
-    with pytest.raises(ValueError, match=r"four.png has the PIL mode 'RGBA' \(4 bands of uint8\).*--bands 1,2,3"):
+    with pytest.raises(UserError, match=r"four.png has the PIL mode 'RGBA' \(4 bands of uint8\).*`bands=\(1, 2, 3\)`"):
         ImageRule().read(StoredFile(str(tmp_path / "four.png")))
 
 
 def test_missing_rasterio_is_named(sixteen_bit, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(ImportError, match=r"field.tif needs rasterio: pip install 'co2s_hf\[scenes\]'"):
         read_bands(sixteen_bit)
 
 
-def test_percentiles_are_those_of_all_files(tmp_path):
+def test_percentiles_are_computed_from_all_files_together(tmp_path):
     values = np.arange(100, dtype=np.float32).reshape(1, 10, 10)
     files = [stored_raster(tmp_path / f"{n}.tif", values + 100 * n) for n in range(2)]
     (low, high), *rest = percentile_scale(files, None)
     assert (low, high) == pytest.approx(tuple(np.percentile(np.arange(200), (2, 98)))) and not rest
     flat = stored_raster(tmp_path / "flat.tif", np.full((1, 4, 4), 5, dtype=np.uint16))
-    with pytest.raises(ValueError, match=r"the value 5.0 almost everywhere"):
+    with pytest.raises(UserError, match=r"the value 5.0 almost everywhere.*`scale=\(\(0, 3000\),\)`"):
         percentile_scale([flat], None)
+    with pytest.raises(UserError, match=r"None of the images can be read"):
+        percentile_scale([StoredFile(str(tmp_path / "gone.tif"))], None)
+    deep = stored_raster(tmp_path / "deep.tif", np.zeros((2, 4, 4), dtype=np.uint16))
+    with pytest.raises(UserError, match=r"different numbers of bands: \[1, 2\]. .*`bands=\(3, 2, 1\)`"):
+        percentile_scale([flat, deep], None)
+    with pytest.raises(UserError, match=r"only pixels without data"):
+        percentile_ranges(np.array([[1.0, 2.0], [np.nan, np.nan]]))
 
 
 def test_broken_files_are_named_with_the_remedy(tmp_path):
     Image.effect_noise((64, 64), 50).convert("RGB").save(tmp_path / "whole.jpg")
     cut = tmp_path / "cut.jpg"
     cut.write_bytes((tmp_path / "whole.jpg").read_bytes()[:900])
-    with pytest.raises(ValueError, match=r"cut.jpg cannot be read as an image: .*truncated.*take it off its list"):
+    with pytest.raises(UserError, match=r"cut.jpg cannot be read as an image: .*truncated.*remove it from its list"):
         ImageRule().read(StoredFile(str(cut)))
-    (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"text.png cannot be read as an image"):
+    (tmp_path / "text.png").write_text("no image", encoding="utf-8")
+    with pytest.raises(UserError, match=r"text.png cannot be read as an image"):
         ImageRule().read(StoredFile(str(tmp_path / "text.png")))
-    with pytest.raises(ValueError, match=r"gone.png does not exist"):
+    with pytest.raises(UserError, match=r"gone.png does not exist"):
         ImageRule().read(StoredFile(str(tmp_path / "gone.png")))
 
 
 def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
     Image.new("L", (300, 300)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match=r"bomb.png cannot be read as an image: .*exceeds limit"):
+    with pytest.raises(UserError, match=r"bomb.png cannot be read as an image: .*exceeds limit"):
         ImageRule().read(StoredFile(str(tmp_path / "bomb.png")))
 
 
@@ -121,15 +144,15 @@ def label_file(tmp_path, values, mode=None) -> StoredFile:
         (LabelRule(label_map=((0, 2), (1, 2), (7, 0), (255, 1)), ignore_index=254), [[2, 2, 0, 1]]),
     ],
 )
-def test_label_values_mean_what_the_rule_says(tmp_path, rule, expected):
+def test_label_values_become_class_indices(tmp_path, rule, expected):
     file = label_file(tmp_path, [[0, 1, 7, 255]])
     assert np.asarray(rule.read(file)).tolist() == expected
 
 
-def test_another_value_may_mean_no_class(tmp_path):
+def test_another_ignore_index_is_possible(tmp_path):
     file = label_file(tmp_path, [[0, 9]])
     assert np.asarray(LabelRule(ignore_index=9).read(file)).tolist() == [[0, 255]]
-    with pytest.raises(ValueError, match=r"label.png has the label 255, which no rule covers"):
+    with pytest.raises(UserError, match=r"label.png has the label 255, which no rule covers"):
         LabelRule(ignore_index=9).read(label_file(tmp_path, [[0, 255]]))
 
 
@@ -138,20 +161,30 @@ def test_colours_become_classes(tmp_path):
     file = label_file(tmp_path, colors, "RGB")
     rule = LabelRule(colors=((0, 0, 255), (255, 0, 0)), ignore_colors=((0, 0, 0),))
     assert np.asarray(rule.read(file)).tolist() == [[1, 0, 255]]
-    with pytest.raises(ValueError, match=r"label.png has the label \(0, 0, 0\), which no rule covers"):
+    with pytest.raises(UserError, match=r"label.png has the label \(0, 0, 0\), which no rule covers"):
         LabelRule(colors=((0, 0, 255), (255, 0, 0))).read(file)
-    with pytest.raises(ValueError, match=r"label.png has the PIL mode 'RGB'.*--label_colors classes.json"):
+    with pytest.raises(UserError, match=r"label.png has the PIL mode 'RGB'.*`label_colors='classes.json'`"):
         LabelRule().read(file)
 
 
-def test_palettes_of_masks_are_for_viewing(tmp_path):
+def test_the_palette_of_a_mask_is_ignored(tmp_path):
     mask = Image.fromarray(np.array([[0, 2]], dtype=np.uint8))
     mask.putpalette([9] * 768)
     mask.save(tmp_path / "mask.png")
     assert np.asarray(LabelRule().read(StoredFile(str(tmp_path / "mask.png")))).tolist() == [[0, 2]]
 
 
-def test_the_base_scale_fits_either_way_round():
+def test_base_scale_works_for_landscape_and_portrait():
     assert base_scale((1000, 400), None) == 1
     assert base_scale((256, 256), (2048, 512)) == 2  # tiles of 256 px become 512
     assert base_scale((4096, 256), (2048, 512)) == base_scale((256, 4096), (2048, 512)) == 0.5
+
+
+def test_images_are_found_below_a_folder(tmp_path):
+    for name in ("b/2.PNG", "a/1.tif", ".hidden/3.png", "a/.4.png", "a/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert find_images(tmp_path) == [tmp_path / "a/1.tif", tmp_path / "b/2.PNG"]
+    assert find_images(tmp_path, (".txt",)) == [tmp_path / "a/notes.txt"]
+    with pytest.raises(FileNotFoundError, match="gone' does not exist"):
+        find_images(tmp_path / "gone")

@@ -1,16 +1,21 @@
+import base64
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from helpers import open_folder
+from pictures import color_runs, middle_row, read_picture
 from PIL import Image
 
-from co2s_hf.data.options import DataArguments
+from co2s_hf.data.options import DataOptions
 from co2s_hf.data.sources import open_source
 from co2s_hf.data.validation.report import announce, class_shares, data_table, write_report
+from co2s_hf.utils.errors import UserError
 
 
-def test_the_table_counts(scenes_folder):
+def test_the_table_has_counts_and_shares(scenes_folder):
     data = open_folder(scenes_folder)
     lines = {line[:12].strip(): line[12:].split() for line in data_table(data).splitlines()[1:]}
     assert lines["images"] == ["3", "5", "2"] and lines["width, px"] == ["48", "48", "48"]
@@ -21,22 +26,65 @@ def test_the_table_counts(scenes_folder):
     assert set(shares) == {"labeled", "validation"} and sum(shares["validation"].values()) == 1
 
 
-def test_only_what_was_looked_into_is_shown(scenes_folder, tmp_path):
-    """Evaluation opens the validation set alone: broken labelled images do not concern it."""
+def test_only_checked_sets_are_drawn(scenes_folder, tmp_path, capsys):
+    """Evaluation only opens the validation set. Broken labelled images must not be errors then."""
     folder = Path(shutil.copytree(scenes_folder, tmp_path / "data"))
     for path in (folder / "images").glob("labeled_*"):
         path.write_bytes(b"no image")
-    data = open_source(DataArguments(data_dir=str(folder)), needed=("validation",))
+    data = open_source(DataOptions(data_dir=str(folder)), needed=("validation",))
     announce(data, str(tmp_path / "report.png"))
     assert (tmp_path / "report.png").exists() and set(class_shares(data)) == {"validation"}
+    assert str(tmp_path / "report.png") in capsys.readouterr().out
 
 
-def test_reports_show_samples_and_findings(scenes_folder, tmp_path):
-    data = open_folder(scenes_folder, class_names=["a", "b", "c", "d", "e", "f", "never & nowhere"])
-    write_report(data, tmp_path / "report.png")
-    picture = np.asarray(Image.open(tmp_path / "report.png").convert("RGB"))
-    assert picture.shape[0] > 500 and picture.std() > 20
+@pytest.fixture
+def flat_folder(tmp_path):
+    """Images of one colour and label maps of one class; two labelled, two unlabelled, one validation image."""
+    root = tmp_path / "flat"
+    for name in ("images", "labels", "splits"):
+        (root / name).mkdir(parents=True)
+    classes = '[{"name": "land", "color": [200, 0, 0]}, {"name": "never & nowhere", "color": [0, 0, 200]}]'
+    (root / "classes.json").write_text(classes, encoding="utf-8")
+    colors = {"labeled": [(0, 100, 0), (0, 180, 0)], "unlabeled": [(10, 20, 30), (90, 80, 70)], "val": [(0, 40, 100)]}
+    for split, its_colors in colors.items():
+        lines = []
+        for n, color in enumerate(its_colors):
+            Image.new("RGB", (40, 40), color).save(root / "images" / f"{split}{n}.png")
+            Image.new("L", (40, 40), 0).save(root / "labels" / f"{split}{n}.png")
+            lines.append(f"images/{split}{n}.png labels/{split}{n}.png\n")
+        (root / "splits" / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+    return root
+
+
+def test_a_picture_shows_the_samples_of_each_set_with_their_labels(flat_folder, tmp_path):
+    write_report(open_folder(flat_folder), tmp_path / "report.png")
+    picture = read_picture(tmp_path / "report.png")
+    # Each row from left to right. Labels are drawn over the images at half opacity: (image + (200, 0, 0)) / 2.
+    rows = [[(100, 50, 0), (100, 90, 0)], [(10, 20, 30), (90, 80, 70)], [(100, 20, 50)]]
+    places = [middle_row(picture, row[0]) for row in rows]
+    assert places == sorted(places)  # labelled, unlabelled, validation
+    assert [color_runs(picture[place], min_length=100) for place in places] == rows
+
+
+def test_a_page_has_the_table_the_warnings_and_the_picture(flat_folder, tmp_path):
+    data = open_folder(flat_folder)
     write_report(data, tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text()
-    assert "never &amp; nowhere: it cannot be learnt" in page and "data:image/png;base64," in page
-    assert data.hash in page
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "never &amp; nowhere, so a model cannot learn it" in page
+    assert data.hash in page and "width, px" in page
+    (tmp_path / "inside.png").write_bytes(base64.b64decode(re.search(r"data:image/png;base64,([^']*)'", page)[1]))
+    write_report(data, tmp_path / "report.png")
+    assert np.array_equal(read_picture(tmp_path / "inside.png"), read_picture(tmp_path / "report.png"))
+
+
+def test_a_page_may_have_no_warnings(scenes_folder, tmp_path):
+    folder = Path(shutil.copytree(scenes_folder, tmp_path / "data"))
+    values = (np.arange(48 * 48, dtype=np.uint8) % 6).reshape(48, 48)
+    Image.fromarray(values).save(folder / "labels" / "labeled_0002.png")
+    write_report(open_folder(folder), tmp_path / "report.HTML")
+    assert "There are no warnings." in (tmp_path / "report.HTML").read_text(encoding="utf-8")
+
+
+def test_other_file_types_are_refused(flat_folder, tmp_path):
+    with pytest.raises(UserError, match=r"The report '.*report.pdf' must be a file that ends in .html or .png"):
+        write_report(open_folder(flat_folder), tmp_path / "report.pdf")

@@ -14,7 +14,7 @@ def stored(image, label=None) -> Sample:
     return Sample(StoredFile(str(image)), None if label is None else StoredFile(str(label)))
 
 
-def test_samples_are_a_list_that_selects_and_joins():
+def test_samples_can_be_indexed_selected_and_joined():
     samples = Samples.of_files(["a.png", "b.png", "c.png"], ["1.png", None, "3.png"])
     assert samples[-1] == stored("c.png", "3.png") and samples[1].label is None
     assert samples.names == ["a.png", "b.png", "c.png"]
@@ -25,7 +25,7 @@ def test_samples_are_a_list_that_selects_and_joins():
         samples[3]
 
 
-def test_pairs_walk_each_list_evenly_in_new_orders(scenes_folder):
+def test_each_pass_takes_every_sample_once_in_a_new_order(scenes_folder):
     data = open_folder(scenes_folder)
     pairs = PairedViews(data.labeled, data.unlabeled, 32, length=60, seed=3)
     orders = [tuple(pairs._position(0, n, 5) for n in range(start, start + 5)) for start in range(0, 60, 5)]
@@ -45,7 +45,7 @@ def test_items_do_not_depend_on_the_number_of_workers(scenes_folder):
             assert torch.equal(value, batches[1][key]), key
 
 
-def test_warm_up_items_are_the_same_without_unlabelled_images(scenes_folder):
+def test_items_of_the_warm_up_have_the_same_labelled_views(scenes_folder):
     data = open_folder(scenes_folder)
     plain = PairedViews(data.labeled, data.unlabeled, 32, length=6)
     warmed = PairedViews(data.labeled, data.unlabeled, 32, length=6, num_labeled_only=4)
@@ -58,7 +58,7 @@ def test_warm_up_items_are_the_same_without_unlabelled_images(scenes_folder):
     assert make_views(batch, [0.5] * 3, [0.5] * 3).weak is None
 
 
-def test_partner_is_another_image(tmp_path):
+def test_the_partner_is_another_image(tmp_path):
     samples = []
     for n in range(3):
         Image.new("RGB", (40, 40), (50 * n + 50,) * 3).save(tmp_path / f"{n}.png")
@@ -70,7 +70,7 @@ def test_partner_is_another_image(tmp_path):
         assert own in (50, 100, 150) and partner in (50, 100, 150) and own != partner
 
 
-def test_partner_may_be_another_crop_of_the_same_image(coordinates, tmp_path):
+def test_the_partner_may_be_another_crop_of_the_same_image(coordinates, tmp_path):
     Image.new("RGB", (90, 60), (250, 250, 250)).save(tmp_path / "other.png")
     other = stored(tmp_path / "other.png")
     pairs = PairedViews((coordinates,), (coordinates, other), 32, length=8, partner="same")
@@ -79,7 +79,7 @@ def test_partner_may_be_another_crop_of_the_same_image(coordinates, tmp_path):
     assert any(not torch.equal(item["weak"], item["partner_weak"]) for item in pairs)
 
 
-def test_hidden_labels_follow_the_weak_view_and_are_read_on_request_alone(coordinates, tmp_path):
+def test_hidden_labels_fit_the_weak_view_and_are_read_only_on_request(coordinates, tmp_path):
     bare = stored(coordinates.image)
     truth = PairedViews((coordinates,), (coordinates,), 64, length=20, with_hidden_labels=True)
     for item in truth:
@@ -98,30 +98,30 @@ def test_hidden_labels_follow_the_weak_view_and_are_read_on_request_alone(coordi
 
 @pytest.fixture
 def coordinates(tmp_path):
-    """A sample of 90x60 px whose red is the column and whose label is that column's red / 16."""
+    """A sample of 90x60 px. Red is 20 + column, the label is red // 16."""
     columns, rows = np.meshgrid(np.arange(20, 110, dtype=np.uint8), np.arange(60, dtype=np.uint8))
     Image.fromarray(np.stack([columns, rows, rows + 1], axis=-1)).save(tmp_path / "image.png")
     Image.fromarray(columns // 16).save(tmp_path / "label.png")
     return stored(tmp_path / "image.png", tmp_path / "label.png")
 
 
-def test_labels_and_padding_follow_the_image(coordinates):
+def test_labels_and_padding_fit_the_image(coordinates):
     pairs = PairedViews((coordinates,), (coordinates,), 64, length=40)
     padded = 0
     for item in pairs:
         empty = item["labels"] == 255
-        assert torch.equal(empty, (item["labeled"] == 0).all(dim=0))  # red is never 0 where there is an image
+        assert torch.equal(empty, (item["labeled"] == 0).all(dim=0))  # red is never 0 in the image
         assert torch.equal(item["padding"], (item["weak"] == 0).all(dim=0))
         red, labels = item["labeled"][0].int(), item["labels"].int()
-        # Within two columns (the resampling) of the border between two labels either one is right.
+        # Within two columns of the border between two labels either label is right, because of the resampling.
         near = [(red + shift) // 16 == labels for shift in (-2, 0, 2)]
         assert (near[0] | near[1] | near[2] | empty).all()
-        assert set(labels[~empty].unique().tolist()) <= set(range(1, 7))  # no label in between
+        assert set(labels[~empty].unique().tolist()) <= set(range(1, 7))  # labels are not interpolated
         padded += empty.any().item() + item["padding"].any().item()
     assert padded > 10
 
 
-def test_views_are_of_one_geometry_and_normalised(coordinates):
+def test_views_have_the_same_geometry_and_are_normalised(coordinates):
     pairs = PairedViews((coordinates,), (coordinates,), 32, length=4, partner="another")
     batch = next(iter(DataLoader(pairs, batch_size=4)))
     mean, std = [0.5, 0.4, 0.3], [0.25, 0.5, 0.75]
@@ -136,7 +136,7 @@ def test_views_are_of_one_geometry_and_normalised(coordinates):
     assert torch.equal(views.partner_padding, batch["partner_padding"])
     assert torch.equal(views.cutmix_boxes_2, batch["cutmix_boxes_2"])
     assert not torch.allclose(views.strong_1, views.strong_2)
-    # With appearances that change nothing the strong views are the weak one, pixel by pixel.
+    # With neutral appearances the strong views are equal to the weak view, pixel by pixel.
     neutral = torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0, 0.01]] * 4)
     batch |= {key: neutral for key in batch if "appearance" in key}
     views = make_views(batch, mean, std)
@@ -147,20 +147,20 @@ def test_views_are_of_one_geometry_and_normalised(coordinates):
 
 
 def test_images_are_scaled_to_the_base_size_first(tmp_path):
-    """40x20 px that fit into 160x80 are four times as large before the random scale: a crop shows a small part."""
+    """An image of 40x20 px is first scaled to 160x80 px, so a crop of 32 px shows only a small part of it."""
     columns = np.tile(np.arange(40, dtype=np.uint8) * 6, (20, 1))
     Image.fromarray(np.stack([columns] * 3, axis=-1)).save(tmp_path / "image.png")
     Image.fromarray(columns // 6).save(tmp_path / "label.png")
     sample = stored(tmp_path / "image.png", tmp_path / "label.png")
     pairs = PairedViews((sample,), (sample,), 32, length=20, base_size=(160, 80))
     for item in pairs:
-        assert (item["labels"] != 255).all()  # at half of it 80x40 px fill the crop
+        assert (item["labels"] != 255).all()  # even at the smallest random scale, 80x40 px fill the crop
         shown = item["labels"].unique()
         assert 4 <= len(shown) <= 17  # 32 px of four to eight times the size, at a scale of 0.5 to 2
 
 
-def test_small_views_of_large_jpegs_show_the_same_place(tmp_path):
-    """What a JPEG decodes at a quarter is what a PNG of the same content shows."""
+def test_a_jpeg_that_is_decoded_smaller_gives_the_same_views(tmp_path):
+    """Compare with a PNG of the same content. The base size makes the JPEG be decoded at an eighth of its size."""
     rows, columns = np.mgrid[:640, :960]
     content = Image.fromarray(np.stack([columns // 4, rows // 3, (rows + columns) // 8], axis=-1).astype(np.uint8))
     content.save(tmp_path / "a.jpg", quality=95)

@@ -1,7 +1,6 @@
 """Maps of rasters, by a tiny model and by a stand-in ([`Pixelwise`]) with a known label for every pixel."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from helpers import (
     PLACE,
     TWO_PROCESSES,
     Pixelwise,
+    environment,
     make_model,
     no_file_larger_than,
     run_command,
@@ -351,7 +351,7 @@ def test_a_killed_run_is_continued_and_its_files_are_the_same_byte_by_byte(tmp_p
     image_processor = Co2SImageProcessor.from_model_config(model.config)
     arguments = {"tests": str(TESTS), "source": str(tmp_path / "scene.tif")}
     code = KILLED.format(**arguments, destination=str(destination))
-    killed = subprocess.run([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    killed = subprocess.run([sys.executable, "-c", code], env=environment() | {"OMP_NUM_THREADS": "1"}, timeout=300)
     assert killed.returncode == -signal.SIGKILL and not destination.exists()
     rows = json.loads((tmp_path / ".map.tif.unfinished" / "progress.json").read_text())["rows_done"]
     assert 0 < rows < 90
@@ -360,7 +360,9 @@ def test_a_killed_run_is_continued_and_its_files_are_the_same_byte_by_byte(tmp_p
     )
     with pytest.raises(UserFileExistsError, match="Continue them with `resume=True`"):
         run(destination)
-    with pytest.raises(UserValueError, match=r"made with other settings: crop_size was 16, now 32\."):
+    with pytest.raises(
+        UserValueError, match=r"made with other settings: crop_size was 16, now 32; overlap_px was 3, now 6\."
+    ):
         run(destination, resume=True, crop_size=32)
     run(destination, resume=True)
     run(tmp_path / "whole" / "map.tif")
@@ -535,7 +537,9 @@ def test_memory_does_not_grow_with_the_height(tmp_path):
             sys.path.insert(0, {str(TESTS)!r})
             from helpers import Pixelwise
             from co2s_hf import Co2SImageProcessor
+            from co2s_hf.geo.rasters import GDAL_OPTIONS
             from co2s_hf.geo.scenes import segment_scene
+            GDAL_OPTIONS["GDAL_CACHEMAX"] = 8 * 2**20  # the tall scene would fill the cache, the low one would not
             segment_scene(
                 Pixelwise(), Co2SImageProcessor(), {str(tmp_path / "scene.tif")!r},
                 {str(tmp_path / f"{height}.tif")!r}, crop_size=256, show_progress=False,
@@ -543,7 +547,11 @@ def test_memory_does_not_grow_with_the_height(tmp_path):
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         """
         run = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=300
+            [sys.executable, "-c", textwrap.dedent(code)],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert run.returncode == 0, run.stderr
         peaks.append(int(run.stdout))

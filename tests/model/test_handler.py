@@ -1,4 +1,4 @@
-"""The endpoint's handler, as it is copied beside a checkpoint."""
+"""The handler of Inference Endpoints, as it is copied beside a saved model."""
 
 import base64
 import io
@@ -39,22 +39,25 @@ def png(image, kind="PNG"):
     return stream.getvalue()
 
 
-def opened(segments):
+def decode_masks(segments):
     return {part["label"]: np.asarray(Image.open(io.BytesIO(base64.b64decode(part["mask"])))) for part in segments}
 
 
-def test_masks_are_those_of_the_model(handler, image):
+def test_masks_and_scores_are_those_of_the_model(handler, image):
     segments = handler({"inputs": png(image)})
     model = make_model(seed=3)
     with torch.no_grad():
         logits = model(**Co2SImageProcessor.from_model_config(model.config)(image, return_tensors="pt")).logits[0]
-    labels = logits.argmax(dim=0).numpy()
-    assert [part["label"] for part in segments] == [model.config.id2label[n] for n in np.unique(labels)]
-    for label, mask in opened(segments).items():
+    probabilities, labels = logits.softmax(dim=0).max(dim=0)
+    scores = {n: probabilities[labels == n].mean().item() for n in labels.unique().tolist()}
+    assert [part["label"] for part in segments] == [model.config.id2label[n] for n in scores]
+    assert [part["score"] for part in segments] == pytest.approx(list(scores.values()), rel=1e-5)
+    labels = labels.numpy()
+    for label, mask in decode_masks(segments).items():
         np.testing.assert_array_equal(mask, 255 * (labels == model.config.label2id[label]))
 
 
-def test_every_kind_of_input_is_the_same(handler, image):
+def test_every_kind_of_input_gives_the_same_result(handler, image):
     expected = handler({"inputs": image})
     text = base64.b64encode(png(image)).decode()
     lines = "\n".join(text[n : n + 76] for n in range(0, len(text), 76))
@@ -62,7 +65,7 @@ def test_every_kind_of_input_is_the_same(handler, image):
         assert handler({"inputs": inputs}) == expected
 
 
-def test_a_threshold_leaves_classes_out(handler, image):
+def test_classes_below_the_threshold_are_left_out(handler, image):
     scores = [part["score"] for part in handler({"inputs": image})]
     highest = handler({"inputs": image, "parameters": {"threshold": max(scores)}})
     assert [part["score"] for part in highest] == [max(scores)]
@@ -72,7 +75,7 @@ def test_a_threshold_leaves_classes_out(handler, image):
     ("data", "message"),
     [
         ({}, r"`inputs` is missing"),
-        ({"inputs": "no base64!"}, r"no base64"),
+        ({"inputs": "no base64!"}, r"not base64"),
         ({"inputs": b"no image"}, r"cannot be read as an image"),
         ({"inputs": 7}, r"`inputs` is int"),
         ({"inputs": bytes(MAX_BYTES + 1)}, r"at most 20000000 are accepted"),
@@ -85,12 +88,12 @@ def test_a_threshold_leaves_classes_out(handler, image):
         ({"inputs": Image.new("RGB", (8, 8)), "parameters": [1]}, r"`parameters` is \[1\]"),
     ],
 )
-def test_bad_requests_are_explained(handler, data, message):
+def test_errors_explain_what_is_wrong_with_a_request(handler, data, message):
     with pytest.raises(ValueError, match=message):
         handler(data)
 
 
-def test_it_runs_where_only_its_requirements_are(folder, tmp_path, image, handler):
+def test_the_handler_needs_only_transformers_torch_and_pillow(folder, tmp_path, image, handler):
     image.save(tmp_path / "image.png")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"

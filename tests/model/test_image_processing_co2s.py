@@ -1,3 +1,5 @@
+"""The image processor: values, labels, label maps, refused inputs; and the pipeline within this package."""
+
 import re
 from types import SimpleNamespace
 
@@ -39,13 +41,13 @@ def test_every_kind_of_image_gives_the_same_values(image):
 
 
 @pytest.mark.parametrize("gray", [PIXELS[..., 0], Image.fromarray(PIXELS[..., 0]), PIXELS[..., :1]])
-def test_grey_images_are_repeated(gray):
+def test_grey_images_are_repeated_for_three_bands(gray):
     processor = Co2SImageProcessor(do_normalize=False)
     expected = np.repeat(PIXELS[None, None, ..., 0] / 255, 3, axis=1)
     np.testing.assert_allclose(processor(gray, return_tensors="np")["pixel_values"], expected, atol=1e-6)
 
 
-def test_maps_become_labels_and_can_be_reduced():
+def test_segmentation_maps_become_labels_and_can_be_reduced():
     labels = np.array([[0, 1, 2], [255, 6, 1]], dtype=np.uint8)
     image = np.zeros((2, 3, 3), dtype=np.uint8)
     palette_map = Image.fromarray(labels)
@@ -57,7 +59,7 @@ def test_maps_become_labels_and_can_be_reduced():
     assert reduced.tolist() == [[[255, 0, 1], [255, 5, 0]]]
 
 
-def test_labels_keep_their_values_whatever_they_are():
+def test_labels_of_any_integer_value_are_kept():
     labels = np.array([[0, 1], [300, -100]])
     image = np.zeros((2, 2, 3), dtype=np.uint8)
     resized = Co2SImageProcessor(do_resize=True, size={"height": 4, "width": 4})(image, labels, return_tensors="np")
@@ -68,7 +70,7 @@ def test_labels_keep_their_values_whatever_they_are():
     assert Co2SImageProcessor()(image, mask, return_tensors="np")["labels"].tolist() == [[[1, 0], [0, 1]]]
 
 
-def test_bands_are_found_in_images_of_any_height():
+def test_bands_are_found_in_images_of_few_rows():
     for height in (1, 2, 4):
         pixels = RNG.integers(0, 256, size=(height, 6, 3), dtype=np.uint8)
         from_array = Co2SImageProcessor()(pixels, return_tensors="np")["pixel_values"]
@@ -76,7 +78,7 @@ def test_bands_are_found_in_images_of_any_height():
         assert np.array_equal(from_array, from_pil)
 
 
-def test_what_is_not_supported_is_refused():
+def test_unsupported_settings_are_refused():
     for setting in ({"do_pad": True}, {"do_center_crop": True}, {"data_format": "channels_last"}):
         with pytest.raises(ValueError, match="is not supported"):
             Co2SImageProcessor()(PIXELS, **setting, crop_size=4)
@@ -86,13 +88,18 @@ def test_what_is_not_supported_is_refused():
     np.testing.assert_allclose(converted["pixel_values"], EXPECTED[None], atol=1e-5)
 
 
-def test_resizing_only_when_asked_images_bilinear_maps_nearest():
+def test_images_are_resized_bilinearly_and_maps_to_the_nearest_label():
     labels = np.kron(np.array([[0, 3], [255, 1]], dtype=np.uint8), np.ones((4, 4), dtype=np.uint8))
     image = np.stack([labels] * 3, axis=-1)
     processor = Co2SImageProcessor()
-    assert processor(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 8, 8)
-    batch = processor(image, labels, do_resize=True, size={"height": 4, "width": 6}, return_tensors="pt")
-    assert batch["pixel_values"].shape == (1, 3, 4, 6)
+    assert processor(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 8, 8)  # not resized by default
+    settings = {"do_normalize": False, "do_resize": True, "size": {"height": 4, "width": 6}}
+    batch = processor(image, labels, **settings, return_tensors="pt")
+    expected = Image.fromarray(labels).resize((6, 4), Image.Resampling.BILINEAR)
+    expected = np.broadcast_to(np.asarray(expected) / 255, (1, 3, 4, 6))
+    np.testing.assert_allclose(batch["pixel_values"].numpy(), expected, atol=1e-6)
+    corners = batch["pixel_values"][0, 0, [0, 0, -1, -1], [0, -1, 0, -1]] * 255
+    assert corners.round().tolist() == [0, 3, 255, 1]
     assert batch["labels"].tolist() == [[[0] * 3 + [3] * 3] * 2 + [[255] * 3 + [1] * 3] * 2]
 
 
@@ -115,21 +122,26 @@ def test_label_maps_and_scores_from_logits():
     processor = Co2SImageProcessor()
     assert processor.post_process_semantic_segmentation(outputs)[0].tolist() == [[1, 0], [0, 1]]
     result = processor.post_process_semantic_segmentation(outputs, [(4, 6)], return_segmentation_scores=True)[0]
-    assert result.segmentation.shape == (4, 6) and result.segmentation[0].tolist() == [1, 1, 1, 0, 0, 0]
+    assert result.segmentation.shape == (4, 6)
+    assert result.segmentation[[0, -1]].tolist() == [[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
     torch.testing.assert_close(result.segmentation_scores.sum(0), torch.ones(4, 6))
     torch.testing.assert_close(result.segmentation_scores[:, 0, 0], logits[0, :, 0, 0].softmax(0))
     with pytest.raises(ValueError, match="2 target sizes were given for a batch of 1"):
         processor.post_process_semantic_segmentation(outputs, [(4, 6), (4, 6)])
 
 
-def test_pipeline_gives_masks_of_the_inputs_size(model, tmp_path, caplog):
+def test_pipeline_returns_the_masks_of_the_label_map(model, tmp_path, caplog):
     model.save_pretrained(tmp_path)
-    Co2SImageProcessor.from_model_config(model.config).save_pretrained(tmp_path)
+    processor = Co2SImageProcessor.from_model_config(model.config)
+    processor.save_pretrained(tmp_path)
     segments = pipeline("image-segmentation", model=str(tmp_path))(Image.fromarray(PIXELS))
     assert "not supported" not in caplog.text
-    assert {segment["mask"].size for segment in segments} == {(7, 5)}
-    assert {segment["label"] for segment in segments} <= {"land", "road", "water"}
-    assert (sum(np.asarray(segment["mask"]) > 0 for segment in segments) == 1).all()  # each pixel in one mask
+    with torch.no_grad():
+        labels = model(**processor(PIXELS, return_tensors="pt")).logits[0].argmax(dim=0).numpy()
+    assert [segment["label"] for segment in segments] == [model.config.id2label[n] for n in np.unique(labels)]
+    for segment in segments:
+        expected = 255 * (labels == model.config.label2id[segment["label"]])
+        np.testing.assert_array_equal(np.asarray(segment["mask"]), expected)
 
 
 NAN_IMAGE = PIXELS.astype(np.float32)
@@ -145,16 +157,16 @@ NAN_IMAGE[1, 2, 0] = np.nan
         (np.zeros((4, 5, 7), dtype=np.uint8), None, "shape (4, 5, 7), which has neither 3 bands nor 1 at either end"),
         ([], None, "No image was given"),
         (Image.new("RGBA", (7, 5)), None, "PIL mode 'RGBA'; expected 8-bit RGB"),
-        (NAN_IMAGE, None, "Image 0 holds 1 NaN or infinite values"),
+        (NAN_IMAGE, None, "Image 0 contains 1 NaN or infinite values"),
         (PIXELS.astype(np.float32) - 300, None, "expected 0 to 255"),
-        (np.zeros((0, 7, 3), dtype=np.uint8), None, "none empty"),
+        (np.zeros((0, 7, 3), dtype=np.uint8), None, "expected (height, width, channels) with no size of 0"),
         ([PIXELS, PIXELS[:4]], None, "Images of different sizes (height, width) [(4, 7), (5, 7)]"),
         (PIXELS, PIXELS[:4, :, 0], "Segmentation map 0 is 4x7 (height x width), but its image is 5x7"),
-        (PIXELS, np.zeros((5, 7)), "the type float64; expected class indices"),
+        (PIXELS, np.zeros((5, 7)), "the type float64; expected integer class indices"),
         (PIXELS, Image.fromarray(PIXELS), "Turn colours into class indices first"),
         (PIXELS, [PIXELS[..., 0]] * 2, "1 images came with 2 segmentation maps"),
     ],
 )
-def test_unfit_inputs_are_named_with_the_remedy(image, maps, message):
+def test_errors_name_the_input_and_the_remedy(image, maps, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Co2SImageProcessor()(image, maps, return_tensors="pt")

@@ -10,7 +10,7 @@ from helpers import load_parity
 from co2s_hf.training.confusion import ConfusionMatrix
 
 
-METRICS = Path(__file__).parents[1] / "co2s_hf" / "metrics.py"
+METRICS = Path(__file__).parents[2] / "co2s_hf" / "training" / "metrics.py"
 
 
 def test_iou_is_the_authors():
@@ -20,7 +20,7 @@ def test_iou_is_the_authors():
         matrix.update(prediction, label)
     torch.testing.assert_close(100 * matrix.iou().nan_to_num().float(), fixture["iou"], atol=1e-4, rtol=0)
     assert 100 * matrix.mean_iou_paper() == pytest.approx(fixture["mean_iou"].item(), abs=1e-4)
-    assert matrix.iou()[5].isnan()  # the class that never occurs: left out, not 0
+    assert matrix.iou()[5].isnan()  # the class that occurs nowhere is left out
     assert 100 * matrix.mean_iou() == pytest.approx(fixture["iou"][:5].mean().item(), abs=1e-4)
 
 
@@ -50,14 +50,14 @@ def test_f1_by_hand():
     assert matrix.mean_f1() == pytest.approx(2 / 3)
 
 
-def test_evaluate_loads_the_metric_from_its_file(tmp_path):
+def test_the_evaluate_library_loads_the_metric_from_its_file(tmp_path):
     metric = evaluate.load(str(METRICS), num_labels=6, cache_dir=str(tmp_path))
     fixture = load_parity("metric")
     for prediction, label in zip(fixture["predictions"], fixture["labels"]):
         metric.add(prediction=prediction, reference=label)
     results = metric.compute()
     assert results["mean_iou_paper"] == pytest.approx(fixture["mean_iou"].item() / 100, abs=1e-6)
-    # What was computed does not linger; maps of different sizes, arrays and lists mix.
+    # The next call starts from zero. Maps of different sizes, arrays and lists may be mixed.
     results = metric.compute(
         predictions=[np.array([[0, 1]]), [[1], [1]]], references=[np.array([[0, 255]]), [[1], [0]]]
     )
