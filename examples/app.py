@@ -1,15 +1,9 @@
-"""Open a page in the browser: drop an aerial or satellite image to see its land cover and the model's confidence.
+"""Open a page in the browser to try a model on images: `co2s demo` as a script.
 
-The same as `co2s demo`.
-
-    pip install "co2s_hf[demo]"
+    pip install -c constraints.txt -e ".[demo]"
     python examples/app.py --checkpoint outputs/train_semi/model
 
-    # A published model.
-    python examples/app.py --checkpoint user/name
-
-The page runs on a CPU, too. Only this machine can open it unless --share is given. It shows the images that are dropped
-on it and no other file of the disk. `co2s push --space` publishes the page as a Space.
+`--help` lists every flag.
 """
 
 from co2s_hf.cli.demo import main

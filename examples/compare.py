@@ -1,10 +1,10 @@
-"""What the unlabelled images are worth: train with and without them on the same labels, over several seeds.
+"""Measure the gain from the unlabelled images: train with and without them on the same labels, over several seeds.
 
     python examples/compare.py                                      # drawn scenes, three seeds
     python examples/compare.py --output_dir outputs/compare_mine --data_dir path/to/folder --max_train_steps 800
 
-What follows --seeds and --output_dir is passed on to train_semi.py. Runs that are complete are not repeated, an
-interrupted one goes on. Prints a table of the validation mean IoU in per cent and writes it as comparison.json.
+All other flags are passed on to `co2s train`. Complete runs are not repeated, and an interrupted run is resumed. The
+script prints a table of the validation mean IoU in per cent, and writes comparison.json.
 """
 
 import argparse
@@ -21,9 +21,9 @@ METHODS = ("supervised", "co2s")
 
 
 def train(method: str, seed: int, folder: Path, further: list[str]) -> dict:
-    """Results of one run, made now unless they are there."""
+    """Return the results of one run; train it unless its results exist."""
     if not (folder / "metrics.json").exists():
-        command = [sys.executable, str(Path(__file__).with_name("train_semi.py")), *further]
+        command = [sys.executable, "-m", "co2s_hf", "train", *further]
         command += ["--method", method, "--seed", str(seed), "--output_dir", str(folder)]
         if any((folder / "checkpoints").glob("step-*")):
             command += ["--resume_from_checkpoint", "last"]
@@ -31,11 +31,11 @@ def train(method: str, seed: int, folder: Path, further: list[str]) -> dict:
             command += ["--overwrite_output_dir"]
         print(" ".join(command), flush=True)
         subprocess.run(command, check=True)
-    return json.loads((folder / "metrics.json").read_text())
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
 def table(results: dict[int, dict[str, dict]]) -> str:
-    """A row per seed and one of means; the fused gain of Co2S last."""
+    """Format one row per seed and one of means, with the fused gain of Co2S in the last column."""
     predictors = [name for name in ("clip", "dinov3", "fused") if name in results[min(results)]["co2s"]]
     columns = [(method, name) for method in METHODS for name in predictors]
     rows = {
@@ -53,12 +53,14 @@ def table(results: dict[int, dict[str, dict]]) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs (default: 0 1 2)")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare"), help="(default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs (default: 0 1 2)")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("outputs/compare"), help="folder for all runs (default: %(default)s)"
+    )
     args, further = parser.parse_known_args()
-    settings = args.output_dir / "train_semi.json"  # results of other settings are not those of these
-    if settings.exists() and json.loads(settings.read_text()) != further:
-        before = " ".join(json.loads(settings.read_text())) or "the defaults"
+    settings = args.output_dir / "train_semi.json"  # results of other settings must not be mixed with these
+    if settings.exists() and json.loads(settings.read_text(encoding="utf-8")) != further:
+        before = " ".join(json.loads(settings.read_text(encoding="utf-8"))) or "the defaults"
         parser.error(f"{args.output_dir} holds runs with {before}. Choose another --output_dir.")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(settings, further)

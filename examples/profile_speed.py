@@ -1,17 +1,16 @@
 """Time the model on this machine.
 
-python examples/benchmark.py                        # prediction: ViT-B/16 students, batch 2, 256 px, float32
-python examples/benchmark.py --dtype bfloat16 --batch_size 8 --size 512
-python examples/benchmark.py --what train           # a whole training step: 2 labelled + 2 unlabelled crops
-python examples/benchmark.py --what train --dtype bfloat16
-python examples/benchmark.py --what train --lora_rank 8            # low-rank updates instead of attention weights
-python examples/benchmark.py --what train --lora_rank 8 --method supervised     # as finetune_lora.py does it
-python examples/benchmark.py --what scene --dtype bfloat16         # a georeferenced scene of 2048 px, from file to map
+    python examples/profile_speed.py          # prediction: ViT-B/16 students, batch 2, 256 px, float32
+    python examples/profile_speed.py --dtype bfloat16 --batch_size 8 --size 512
+    python examples/profile_speed.py --what train           # a training step: 2 labelled + 2 unlabelled crops
+    python examples/profile_speed.py --what train --dtype bfloat16
+    python examples/profile_speed.py --what train --lora_rank 8       # LoRA updates instead of attention weights
+    python examples/profile_speed.py --what train --lora_rank 8 --method supervised       # as `co2s finetune` does
+    python examples/profile_speed.py --what scene --dtype bfloat16    # a scene of 2048 px, from file to map
 
-Prediction is shown beside what cannot be avoided: transformers' two towers and the decoders. A training step is views,
-every loss of the paper, gradients and optimiser; bfloat16 there is autocast, as `--mixed_precision bf16` does it. A
-scene is predicted in windows of `--crop_size` that overlap by a sixth, as predict.py does it (needs the extra
-`scenes`).
+The prediction is compared with its necessary parts: transformers' two backbones and the decoders. A training step has
+views, all losses of the paper, gradients and the optimizer; bfloat16 is autocast there, as with `--mixed_precision
+bf16`. A scene is predicted in windows of `--crop_size` that overlap by a sixth (needs the extra `scenes`).
 """
 
 import argparse
@@ -22,17 +21,17 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from co2s_hf.training.training import make_optimizer, training_size
 
 from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.data.views import draw_appearance, draw_cutmix_box, make_views
 from co2s_hf.training.logbook import peak_memory_gb
 from co2s_hf.training.lora import co2s_lora_config
 from co2s_hf.training.objective import Co2SObjective
+from co2s_hf.training.optimization import make_optimizer, training_size
 
 
 def median_seconds(function: Callable, repeats: int, device: torch.device) -> float:
-    """Median time of a call, after two to warm up."""
+    """Return the median time of a call in seconds, after two warm-up calls."""
     seconds = []
     for n in range(repeats + 2):
         start = time.perf_counter()
@@ -59,9 +58,9 @@ def time_prediction(args: argparse.Namespace, device: torch.device, dtype: torch
         "transformers' DINOv3ViTModel": lambda: dinov3.encoder.record(images),
         "CLIP student's decoder": lambda: clip.decoder(features["clip"], clip.guidance()),
         "DINOv3 student's decoder": lambda: dinov3.decoder(features["dinov3"], dinov3.guidance()),
-        "CLIP tower up to its last tapped layer": lambda: clip.encoder.tapped_states(images),
+        "CLIP backbone up to its last used layer": lambda: clip.encoder.tapped_states(images),
         "CLIP's value-path features": lambda: clip.encoder.features(states["clip"], grid),
-        "DINOv3 tower": lambda: dinov3.encoder.tapped_states(images),
+        "DINOv3 backbone": lambda: dinov3.encoder.tapped_states(images),
         "whole model": lambda: model(images),
     }
     seconds = {}
@@ -69,11 +68,11 @@ def time_prediction(args: argparse.Namespace, device: torch.device, dtype: torch
         seconds[name] = median_seconds(function, args.repeats, device)
         print(f"{name:40}{1000 * seconds[name]:10.1f} ms")
     unavoidable = sum(list(seconds.values())[:4])
-    print(f"{'both towers + both decoders':40}{1000 * unavoidable:10.1f} ms")
+    print(f"{'both backbones + both decoders':40}{1000 * unavoidable:10.1f} ms")
 
 
 def random_batch(batch_size: int, size: int, num_labels: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch as the data loader gives it."""
+    """Make a batch in the form of the data loader's."""
     rng = np.random.default_rng(0)
 
     def stacked(draw: Callable[[], np.ndarray]) -> torch.Tensor:
@@ -92,7 +91,7 @@ def random_batch(batch_size: int, size: int, num_labels: int, device: torch.devi
 
 
 def time_training(args: argparse.Namespace, device: torch.device, dtype: torch.dtype):
-    """Time a step in which every loss counts, and say how much memory it took."""
+    """Time a step with all losses, and print its peak memory."""
     config = Co2SConfig(num_labels=args.num_labels)
     model = Co2SForSemanticSegmentation(config).freeze_backbones("none" if args.lora_rank else "attention")
     if args.lora_rank:
@@ -100,7 +99,7 @@ def time_training(args: argparse.Namespace, device: torch.device, dtype: torch.d
     model.train().to(device)
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    # A threshold that networks without training reach here and there, so that no term is zero.
+    # Untrained networks reach this threshold in some pixels, so no loss is zero.
     objective, optimizer = Co2SObjective(model, threshold=1.1 / args.num_labels), make_optimizer(model)
     batch = random_batch(args.batch_size, args.size, args.num_labels, device)
     if args.method == "supervised":
@@ -121,7 +120,7 @@ def time_training(args: argparse.Namespace, device: torch.device, dtype: torch.d
 
 def time_scene(args: argparse.Namespace, device: torch.device, dtype: torch.dtype):
     """Time a whole scene, once, from the file to the finished map."""
-    import rasterio  # and the module that needs it: other benchmarks do without
+    import rasterio  # the other benchmarks do not need it
 
     from co2s_hf.geo.scenes import segment_scene
 

@@ -24,6 +24,8 @@ from local_hub import TOKEN, LocalHub
 HUB = LocalHub().start()
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="co2s_hf-tests-")
 os.environ |= {"HF_ENDPOINT": HUB.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+# MKL's other kernels round differently where a tensor lies differently in memory, as loaded weights do.
+os.environ["MKL_CBWR"] = "COMPATIBLE"
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import numpy as np

@@ -1,4 +1,7 @@
-"""A Python that has torch, transformers and Pillow, what these require, and nothing else: a stranger's environment."""
+"""A Python environment with only torch, transformers, Pillow, NumPy and their requirements.
+
+Tests use it to check that saved models work for users who have not installed this package.
+"""
 
 import os
 import re
@@ -11,20 +14,20 @@ from packaging.requirements import Requirement
 
 
 def make_environment(folder: Path) -> Path:
-    """Link the distributions and everything that they require into a folder to put on a bare Python's path."""
+    """Link the distributions and all their requirements into a new folder, to be put on Python's path."""
     folder.mkdir(parents=True)
-    wanted, seen = ["torch", "transformers", "pillow", "numpy"], set()
-    while wanted:
-        name = re.sub(r"[-_.]+", "-", wanted.pop()).lower()
-        if name in seen:
+    to_link, done = ["torch", "transformers", "pillow", "numpy"], set()
+    while to_link:
+        name = re.sub(r"[-_.]+", "-", to_link.pop()).lower()
+        if name in done:
             continue
-        seen.add(name)
+        done.add(name)
         try:
             found = distribution(name)
-        except PackageNotFoundError:  # for other platforms
+        except PackageNotFoundError:  # a requirement on other platforms
             continue
-        needed = [Requirement(text) for text in found.requires or ()]
-        wanted += [r.name for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
+        requirements = [Requirement(text) for text in found.requires or ()]
+        to_link += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
         for top in {path.parts[0] for path in found.files if path.parts[0] not in ("..", "__pycache__")}:
             link, target = folder / top, Path(found.locate_file(top))
             if not link.exists():
@@ -36,6 +39,6 @@ def run_isolated(environment: Path, code: str, *words: str, **variables: str) ->
     """Run code in that environment, with a Hugging Face cache of its own."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
     clean |= {"PYTHONPATH": str(environment), "HF_HOME": str(environment.parent / "hf")}
-    # -S: no site-packages, and so neither this package nor anything else that is installed.
+    # -S leaves out site-packages, and with it this package and everything else that is installed.
     command = [sys.executable, "-S", "-c", code, *map(str, words)]
     return subprocess.run(command, env=clean | variables, cwd=environment.parent, capture_output=True, text=True)

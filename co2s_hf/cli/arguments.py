@@ -116,7 +116,8 @@ METHOD = {
         "Confidence from which pseudo-labels are used, 0 to 1. Default: 0.95; from scratch: 0.6."
     ),
     "confidence_mode": Flag(
-        "Weights of pseudo-labels: 1 for confident pixels; or the image's share of confident pixels; or its mean confidence."
+        "Weights of pseudo-labels: 1 for confident pixels, else 0; or the image's share of confident pixels; or its "
+        "mean confidence."
     ),
     "strong_weight": Flag("Weight of the loss of each strong view."),
     "feature_dropout_weight": Flag("Weight of the loss of the perturbed features."),
@@ -189,7 +190,7 @@ def training_groups(
 class HubTarget:
     """A repository to publish in; the names are those of transformers' TrainingArguments."""
 
-    hub_model_id: str | None = setting(None, "Repository to publish in, as user/name.")
+    hub_model_id: str | None = setting(None, "Repository to publish in.", "user/name")
     hub_private_repo: bool = setting(False, "Make a new repository private, and refuse a public one.")
     hub_revision: str | None = setting(None, "Branch to publish on; it is created if necessary. Default: main.")
 

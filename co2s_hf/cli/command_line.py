@@ -165,8 +165,8 @@ class Command:
         parser.add_argument(
             "--config",
             metavar="FILE",
-            help=f"YAML or JSON file with any of these options, or a recipe of the paper: {', '.join(recipe_names())}. "
-            "The command line wins.",
+            help="YAML or JSON file with any of these options, or a recipe of the paper: "
+            f"{', '.join(recipe_names())}. The command line wins.",
         )
         return parser
 
@@ -190,16 +190,23 @@ class Command:
         return found
 
 
-def setting(default: T, help: str) -> T:
-    """Make a field of a dataclass that only the command line uses, with its help."""
+def setting(default: T, help: str, name: str | None = None) -> T:
+    """Make a field of a dataclass that only the command line uses.
+
+    Args:
+        default: Its default value.
+        help: Help text of its flag.
+        name: Name of the flag's values in the help. None: the last word of the field's name.
+    """
+    metadata = {"flag": Flag(help, name=name)}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def own_group(title: str, options: type) -> Group:
     """Make a group of the fields that were made with [`setting`]."""
-    return Group(title, options, {f.name: Flag(f.metadata["help"]) for f in fields(options) if "help" in f.metadata})
+    return Group(title, options, {f.name: f.metadata["flag"] for f in fields(options)})
 
 
 def recipe_names() -> list[str]:

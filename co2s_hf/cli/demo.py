@@ -6,8 +6,8 @@
   # A published model.
   co2s demo --checkpoint user/name
 
-The page runs on a CPU, too. Only this machine can open it unless --share is given. It shows the images that are dropped
-on it and no other file of the disk. `co2s push --space` publishes the page as a Space.
+The page runs on a CPU, too. Only this machine can open it unless --share is given. It shows the images that are
+dropped on it, and no other file of the disk. `co2s push --space` publishes the page as a Space.
 """
 
 from collections.abc import Sequence

@@ -116,8 +116,8 @@ def check(options: AdaptationOptions, data_options: DataOptions, hub: CardArgume
         raise UserValueError("Name the data to adapt to: `data_dir`, `dataset_name` or `dataset`.")
     if hub.push_to_hub and Path(options.checkpoint).is_dir():
         raise UserValueError(
-            f"An adapter on the Hub needs its base there, but {options.checkpoint} is a local folder. Publish the base "
-            f"first (co2s push --checkpoint {options.checkpoint} --hub_model_id user/name), and then pass "
+            f"An adapter on the Hub needs its base there, but {options.checkpoint} is a local folder. Publish the "
+            f"base first (co2s push --checkpoint {options.checkpoint} --hub_model_id user/name), and then pass "
             "`checkpoint='user/name'`."
         )
 

@@ -40,8 +40,8 @@ from .command_line import Command, Flag, Group, own_group, setting
 class PredictArguments:
     """What to predict, with which model, and where the results go."""
 
-    scenes: list[str] | None = setting(None, "Georeferenced rasters: files, folders, patterns, addresses.")
-    images: list[str] | None = setting(None, "Image files, and folders that are searched for images.")
+    scenes: list[str] | None = setting(None, "Georeferenced rasters: files, folders, patterns, addresses.", "SCENE")
+    images: list[str] | None = setting(None, "Image files, and folders that are searched for images.", "IMAGE")
     checkpoint: str = setting(DEFAULT_MODEL, "Folder or Hub name of a trained model.")
     output: str = setting("outputs/maps", "For scenes: the map's name (.tif), or a folder for NAME.tif of each scene.")
     output_dir: str = setting("outputs/predictions", "For images: folder for labels/, overlay/ and confidence/.")
@@ -62,8 +62,10 @@ SCENE = Group(
     {
         "overlap_px": Flag("Pixels that neighbouring windows share. Default: a sixth of their side."),
         "blend": Flag("Weights where windows overlap: lower towards their edges, or equal (the paper's average)."),
-        "windows_per_batch": Flag("Windows that pass through the model together."),
-        "resample_to": Flag("Ground sampling distance to read the scene at, in metres: that of the training images."),
+        "windows_per_batch": Flag("Windows that pass through the model together.", name="WINDOWS"),
+        "resample_to": Flag(
+            "Ground sampling distance to read the scene at, in metres: that of the training images.", name="METRES"
+        ),
         "save_confidence": Flag("Also write the confidence of the fused prediction (for images, too)."),
         "save_probabilities": Flag("Also write the probability of every class."),
         "score_dtype": Flag("Confidence and probabilities in steps of 1/254, or as floating point."),
@@ -109,8 +111,8 @@ def check(args: PredictArguments, scene_options: SceneOptions, data_options: Dat
     """Refuse a call without exactly one source, and options that have no effect on it."""
     if bool(args.scenes) + bool(args.images) + data_options.has_source != 1:
         raise UserValueError(
-            "Name what to predict: scenes (`co2s predict scene.tif`), `images` with files or folders, or a data source "
-            "such as `data_dir`; one of them."
+            "Name what to predict: scenes (`co2s predict scene.tif`), `images` with files or folders, or a data "
+            "source such as `data_dir`; one of them."
         )
     if args.images and data_options.scale == "percentiles":
         raise UserValueError(

@@ -31,7 +31,7 @@ class PrepareArguments:
     """Where the data set goes, and how images are cut."""
 
     output_dir: str | None = setting(None, "New folder for the data set.")
-    push_to_hub: str | None = setting(None, "Data set repository on the Hub to write to, as user/name.")
+    push_to_hub: str | None = setting(None, "Data set repository on the Hub to write to.", "user/name")
     private: bool = setting(False, "Make that repository private, if it is new.")
     tile_size: int | None = setting(None, "Cut larger images into tiles with this side, in pixels.")
     tile_overlap: int = setting(0, "Pixels that neighbouring tiles share.")
@@ -46,7 +46,8 @@ class PrepareArguments:
 
 
 SPLIT_COLUMN = Flag(
-    "Column that says labeled, unlabeled or validation. Default: the splits' names; rows without a label are unlabelled."
+    "Column that says labeled, unlabeled or validation. Default: the splits' names; rows without a label are "
+    "unlabelled."
 )
 COMMAND = Command(
     name="prepare",
@@ -86,8 +87,8 @@ def run(args: PrepareArguments, data_options: DataOptions):
     rule = source.labeled.image_rule
     if rule != ImageRule():
         print(
-            f"The images are written as RGB, from bands {rule.bands or 'in their order'} with scale {rule.scale}. A model "
-            "trained on them needs the same --bands and --scale for raw files."
+            f"The images are written as RGB, from bands {rule.bands or 'in their order'} with scale {rule.scale}. A "
+            "model trained on them needs the same --bands and --scale for raw files."
         )
     with tempfile.TemporaryDirectory() as temporary:
         write_data_set(args, source, temporary)

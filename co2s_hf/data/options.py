@@ -60,7 +60,7 @@ class DataOptions:
     dataset_name: str | None = None
     dataset_config: str | None = None
     dataset_revision: str | None = None
-    dataset: str | None = None
+    dataset: Literal[tuple(BENCHMARKS)] | None = None
     partition: str | None = None
     splits_dir: str | None = None
     image_column: str = "image"

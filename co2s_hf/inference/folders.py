@@ -102,7 +102,9 @@ def check_names(pictures: Sequence[str], samples: Samples):
     sources: dict[str, str] = {}
     for picture, image in zip(pictures, samples.names):
         if sources.setdefault(picture, image) != image:
-            raise UserValueError(f"'{image}' and '{sources[picture]}' would both become {picture}. Predict them apart.")
+            raise UserValueError(
+                f"'{image}' and '{sources[picture]}' would both become {picture}. Predict them into different folders."
+            )
 
 
 def start_folder(output_dir: Path, options: PictureOptions, sources: dict[str, str]):

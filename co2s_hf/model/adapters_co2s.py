@@ -82,7 +82,7 @@ class Co2SAdapterMixin:
             ValueError: The name is taken, or no layer matches the configuration. The model stays as it was.
         """
         name = self._check_adapter_name(adapter_name)
-        with self._undo_on_error(name):
+        with self._adding(name):
             self._fields_of_adapters[name] = self._adapter_fields()
             super().add_adapter(adapter_config, name)
 
@@ -143,10 +143,9 @@ class Co2SAdapterMixin:
         """Add modules, weights and configuration fields of an adapter, and activate it."""
         peft = _import_peft()
         try:
-            with self._undo_on_error(name):
+            with self._adding(name):
                 # peft copies the guidance modules into the adapter, so they must have the adapter's number of classes.
-                with self._resized_guidance(len(fields["id2label"])), warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several may be there
+                with self._resized_guidance(len(fields["id2label"])):
                     peft.inject_adapter_in_model(peft_config, self, name)
                 self._hf_peft_config_loaded = True
                 loaded = peft.set_peft_model_state_dict(self, weights, adapter_name=name)
@@ -167,9 +166,9 @@ class Co2SAdapterMixin:
         Raises:
             ValueError: No adapter has this name.
         """
-        if adapter_name not in getattr(self, "peft_config", {}):
-            names = ", ".join(getattr(self, "peft_config", {})) or "none"
-            raise ValueError(f"There is no adapter '{adapter_name}'; loaded: {names}.")
+        names = getattr(self, "peft_config", {})
+        if adapter_name not in names:
+            raise ValueError(f"There is no adapter '{adapter_name}'; loaded: {', '.join(names) or 'none'}.")
         for module in self._adapter_modules():
             module.enable_adapters(True)
             # `modules_to_save` holds whole copies of a module, one per adapter that trains it. The other adapters use
@@ -195,8 +194,9 @@ class Co2SAdapterMixin:
             ValueError: No adapter has this name.
         """
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
-            if name not in getattr(self, "peft_config", {}):
-                raise ValueError(f"There is no adapter '{name}' to delete.")
+            names = getattr(self, "peft_config", {})
+            if name not in names:
+                raise ValueError(f"There is no adapter '{name}' to delete; loaded: {', '.join(names) or 'none'}.")
             self._show(None)
             self._remove(name)
 
@@ -207,8 +207,9 @@ class Co2SAdapterMixin:
         if not others:
             self._unwrap(keep_adapter=False)
         elif name in self.peft_config:
-            super().delete_adapter(name)
+            # Switch first: peft 0.21 fails to delete an adapter from modules in which none is active.
             self.set_adapter(others[-1])
+            super().delete_adapter(name)
 
     def _unwrap(self, keep_adapter: bool):
         """Remove all of peft's modules. What is left is the base, or the base merged with the active adapter."""
@@ -241,15 +242,17 @@ class Co2SAdapterMixin:
         return name
 
     @contextmanager
-    def _undo_on_error(self, name: str) -> Iterator[None]:
-        """Make the configuration describe the base while an adapter is added, and restore the model if that fails."""
+    def _adding(self, name: str) -> Iterator[None]:
+        """Make the configuration describe the base while an adapter is added, and undo everything if that fails."""
         is_first, shown = not self._has_adapters(), self._shown
         active = None if is_first else self.active_adapters()[0]
         if is_first:
             self._base_fields, self._fields_of_adapters = self._adapter_fields(), {}
         self._show(None)
         try:
-            yield
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are supported
+                yield
         except BaseException:
             self._remove(name)
             if not is_first:

@@ -1,14 +1,18 @@
 """`co2s train`: its flags, the recipes of the paper, and errors before anything is written."""
 
+from functools import partial
+from pathlib import Path
 
 import pytest
-from helpers import read_metrics, run_command
+from helpers import open_folder, read_metrics, run_command
 
 from co2s_hf.cli.command_line import recipe_names
 from co2s_hf.cli.evaluate import EvaluateArguments, follow_paper
 from co2s_hf.cli.train import COMMAND
 from co2s_hf.data.benchmarks import BENCHMARKS
+from co2s_hf.data.drawn_scenes import write_scenes
 from co2s_hf.data.options import DataOptions
+from co2s_hf.training import loop
 from co2s_hf.training.options import TrainingOptions, follow_protocol
 
 
@@ -80,7 +84,7 @@ def test_each_run_of_the_paper_is_a_recipe(name):
             ("--data_dir", "a", "--partition", "1_8"),
             "--partition is 1_8; it goes with --dataset, not with --data_dir.",
         ),
-        (("--dataset", "whdld", "--partition", "1_7"), "--partition is '1_7'; WHDLD has 1_24, "),
+        (("--dataset", "whdld", "--partition", "1_7"), "--partition is '1_7'; WHDLD has 1_32, 1_24, 1_16"),
         (("--bands", "4,3"), "argument --bands: '4,3' is not three band numbers"),
         (("--class_names", "a", "a"), "--class_names names a class twice: a a"),
         (("--hub_model_id", "user/x"), "--hub_model_id, --hub_private_repo and --hub_revision go with --push_to_hub"),
@@ -130,17 +134,18 @@ def test_only_the_folder_of_a_run_is_overwritten(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "precious"]
 
 
-def test_without_data_scenes_are_drawn_beside_the_output(tmp_path):
-    words = ("--output_dir", tmp_path / "runs" / "first", "--seed", 4, "--max_train_steps", 1, "--crop_size", 16)
+def test_without_data_scenes_are_drawn_beside_the_output(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "write_scenes", partial(write_scenes, size=32))  # smaller ones: evaluation is quicker
+    words = ("--output_dir", tmp_path / "runs" / "first", "--seed", 4, "--max_train_steps", 1, "--crop_size", 32)
     words += ("--per_device_train_batch_size", 1, "--method", "supervised", "--card_samples", 0, "--use_cpu")
     run = run_command("train", *words)
     assert run.returncode == 0, run.stderr
     drawn = tmp_path / "runs" / "scenes-seed4"
     assert f"No data is named: drawing scenes into {drawn}." in run.stdout
-    counts = [
-        len((drawn / "splits" / f"{name}.txt").read_text(encoding="utf-8").splitlines())
-        for name in ("labeled", "unlabeled", "val")
-    ]
-    assert counts == [8, 120, 24]
+    source = open_folder(drawn)
+    assert [len(getattr(source, name)) for name in ("labeled", "unlabeled", "validation")] == [8, 120, 24]
+    write_scenes(tmp_path / "same", num_labeled=8, num_unlabeled=0, num_validation=0, size=32, seed=4)
+    for ours, theirs in zip(source.labeled.paths, sorted((tmp_path / "same" / "images").iterdir()), strict=True):
+        assert Path(ours).read_bytes() == theirs.read_bytes()  # --seed is the scenes' seed, too
     metrics = read_metrics(tmp_path / "runs" / "first")
     assert metrics["data"] == "scenes-seed4" and metrics["num_images"] == 24

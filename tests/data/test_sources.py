@@ -1,14 +1,10 @@
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import EXAMPLES, make_config, open_folder
-from local_hub import TOKEN, LocalHub
+from helpers import EXAMPLES, make_config, open_folder, run_command
 from PIL import Image
 
 from co2s_hf.data.drawn_scenes import CLASSES
@@ -259,51 +255,29 @@ def test_percentiles_give_one_scale_for_all_sets(folder):
 
 # --- the same data as a folder, as a saved data set and on the Hub
 
-SHOW_SOURCE = """
-import sys
-from co2s_hf.data.options import DataOptions
-from co2s_hf.data.sources import open_source
-source = open_source(DataOptions(**eval(sys.argv[1])))
-for split in ("labeled", "unlabeled", "validation"):
-    for sample in getattr(source, split):
-        image, label = sample.load_image(), sample.label and sample.load_label()
-        print(split, image.size, hash(image.tobytes()), label and hash(label.tobytes()))
-print(source.id2label, source.palette)
-"""
 
-
-def show_in_new_process(options: dict, cache: Path, **environment) -> str:
-    """Open a source in a process with its own cache; hashes of its images and label maps."""
-    variables = os.environ | {"HF_HOME": str(cache), "PYTHONHASHSEED": "0"} | environment
-    command = [sys.executable, "-c", SHOW_SOURCE, repr(options)]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, cwd=EXAMPLES.parent)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def prepare(cache: Path, *words: str, **environment) -> str:
-    variables = os.environ | {"HF_HOME": str(cache)} | environment
-    command = [sys.executable, EXAMPLES / "prepare_dataset.py", *words]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def contents(**options) -> dict:
+    """Open a source; return size and pixels of its images and label maps by set, and its classes."""
+    source = open_source(DataOptions(**options))
+    found = {"id2label": source.id2label, "palette": source.palette}
+    for split in SPLITS:
+        pairs = ((s.load_image(), s.label and s.load_label()) for s in getattr(source, split))
+        found[split] = [(image.size, image.tobytes(), label and label.tobytes()) for image, label in pairs]
+    return found
 
 
 @pytest.mark.parametrize("origin", ["scenes", "dubai"])
-def test_a_folder_a_prepared_data_set_and_one_on_the_hub_are_the_same(origin, scenes_folder, tmp_path):
+def test_a_folder_a_prepared_data_set_and_one_on_the_hub_are_the_same(origin, hub, scenes_folder, tmp_path):
     root = scenes_folder if origin == "scenes" else DUBAI
     if not root.exists():
         pytest.skip("the Dubai images are not here")
-    hub = LocalHub().start()
-    online = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
-    naming = [] if origin == "scenes" else ["--class_names", "building", "land", "road", "vegetation", "water"]
-    options = {"class_names": naming[1:]} if naming else {}
-    printed = prepare(tmp_path / "one", "--data_dir", str(root), "--output_dir", str(tmp_path / "prepared"),
-                      "--push_to_hub", "user/fields", *naming, **online)  # fmt: skip
-    assert "Pushed" in printed and "--dataset_name user/fields" in printed
-    from_folder = show_in_new_process({"data_dir": str(root)} | options, tmp_path / "two")
-    from_disk = show_in_new_process({"dataset_name": str(tmp_path / "prepared")}, tmp_path / "three")
-    from_hub = show_in_new_process({"dataset_name": "user/fields"}, tmp_path / "four", **online)
-    assert from_folder == from_disk == from_hub
-    assert from_folder.count("(48, 48)" if origin == "scenes" else "validation (") in (10, 16)
-    assert all(from_folder.count(f"{split} (") > 1 for split in SPLITS)
+    names = [] if origin == "scenes" else ["building", "land", "road", "vegetation", "water"]
+    words = ("--data_dir", root, "--output_dir", tmp_path / "prepared", "--push_to_hub", f"user/{origin}")
+    done = run_command("prepare", *words, *(["--class_names", *names] if names else []))
+    assert done.returncode == 0, done.stderr
+    assert "Pushed" in done.stdout and f"--dataset_name user/{origin}" in done.stdout
+    from_folder = contents(data_dir=str(root), class_names=names or None)
+    assert contents(dataset_name=str(tmp_path / "prepared")) == from_folder
+    assert contents(dataset_name=f"user/{origin}") == from_folder
+    counts = [len(from_folder[split]) for split in SPLITS]
+    assert counts == ([3, 5, 2] if origin == "scenes" else [8, 40, 16])

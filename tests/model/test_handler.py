@@ -101,7 +101,7 @@ def test_the_handler_needs_only_transformers_torch_and_pillow(folder, tmp_path, 
         "parts = EndpointHandler(sys.argv[1])({'inputs': open(sys.argv[2], 'rb').read()})\n"
         "print([(part['label'], len(part['mask'])) for part in parts], sorted(parts[0]))"
     )
-    environment = make_environment(tmp_path / "stranger" / "packages")
+    environment = make_environment(tmp_path / "bare" / "packages")
     done = run_isolated(environment, code, folder, tmp_path / "image.png")
     assert done.returncode == 0, done.stderr[-3000:]
     expected = handler({"inputs": image})

@@ -158,10 +158,7 @@ def test_an_adapter_is_the_same_after_saving_loading_and_merging(settings, base_
     torch.testing.assert_close(logits(model, images), expected, atol=0, rtol=0)  # a copy was merged
     plain.save_pretrained(tmp_path / "merged")
     again = load(tmp_path / "merged")
-    state = again.state_dict()
-    assert all(torch.equal(state[name], value) for name, value in plain.state_dict().items())
-    # Some CPU kernels round differently where tensors lie differently in memory.
-    torch.testing.assert_close(logits(again, images), logits(plain, images), atol=1e-6, rtol=1e-5)
+    assert torch.equal(logits(again, images), logits(plain, images))
     assert again.config.id2label == dict(enumerate(labels))
     assert not [name for name in again.state_dict() if "lora" in name or "modules_to_save" in name]
 
