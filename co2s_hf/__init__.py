@@ -13,11 +13,11 @@ __version__ = "0.1.0"
 AutoConfig.register(Co2SConfig.model_type, Co2SConfig, exist_ok=True)
 AutoModelForSemanticSegmentation.register(Co2SConfig, Co2SForSemanticSegmentation, exist_ok=True)
 AutoImageProcessor.register(Co2SConfig, image_processor_classes={"pil": Co2SImageProcessor}, exist_ok=True)
-# What is saved carries its code, so that it loads without this package, too (with `trust_remote_code=True`).
+# Saved models contain the code, so they also load without this package (with `trust_remote_code=True`).
 Co2SConfig.register_for_auto_class()
 Co2SForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 Co2SImageProcessor.register_for_auto_class()
-# `pipeline("image-segmentation")` looks class names up here and logs an error for those it does not find.
+# `pipeline("image-segmentation")` looks up class names here, and logs an error if one is missing.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[Co2SConfig.model_type] = Co2SForSemanticSegmentation.__name__
 
 __all__ = [

@@ -13,6 +13,7 @@ from helpers import (  # before the libraries that read its environment variable
     load_parity,
     made_once,
     make_model,
+    save_checkpoint,
     train_once,
 )
 from local_hub import LocalHub
@@ -118,3 +119,9 @@ def small_run(scenes_folder, tmp_path_factory) -> Path:
 def uninterrupted(scenes_folder, tmp_path_factory) -> Path:
     """The output of a training with checkpoints after steps 3 and 6 of 8."""
     return train_once(tmp_path_factory, "uninterrupted", "--data_dir", scenes_folder, *RESUMABLE_RUN)
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory) -> Path:
+    """A saved tiny model with crops of 16 px, as the base of adapters."""
+    return made_once(tmp_path_factory, "base", lambda folder: save_checkpoint(folder, crop_size=16))

@@ -11,7 +11,7 @@ from ..hub.publishing import claim_repository, publish
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import Co2SForSemanticSegmentation
 from ..training.evaluation import Evaluation, predict_examples
-from ..training.loop import Trained
+from ..training.run import Trained
 from ..utils.figures import draw_predictions, palette_or_default
 from ..utils.files import write_text
 from .arguments import HubArguments

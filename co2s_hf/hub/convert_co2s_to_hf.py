@@ -460,11 +460,18 @@ def convert_to_original(checkpoint: str | Path, output_dir: str | Path):
 
     Raises:
         UserFileExistsError: The output folder exists and is not empty.
+        UserOSError: There is no such model, or its files cannot be read or downloaded.
         UserValueError: The authors' code would compute something else from these weights, because some settings are
             not stored in weights and are fixed in that code.
     """
     output_dir = check_new_folder(output_dir)
-    model = Co2SForSemanticSegmentation.from_pretrained(checkpoint)
+    try:
+        model = Co2SForSemanticSegmentation.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise UserOSError(
+            f"'{checkpoint}' cannot be loaded; expected the folder of a model of this package or its name on the Hub. "
+            f"{error}"
+        ) from error
     weights = {student: restore_student(model, student) for student in STUDENTS}
     _check_authors_settings(model.config, weights)
     with written_beside(output_dir) as folder:

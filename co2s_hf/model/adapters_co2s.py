@@ -324,7 +324,8 @@ class Co2SAdapterMixin:
 
 def _import_peft() -> ModuleType:
     """Import peft, which is optional."""
-    try:  # transformers refuses to load saved code whose imports are not installed, except for imports within `try`
+    # transformers requires the imports of saved code to be installed, except for those within `try`.
+    try:
         import peft
     except ImportError as error:
         raise ImportError("Adapters need peft: pip install peft") from error

@@ -2,6 +2,7 @@
 
 - `options`: the options of a run and their defaults.
 - `loop`: `setup`, `train`, `training_step`, `finish`: start reading here.
+- `run`: the state of a run, and how its data, losses and batches are made.
 - `models`: builds the model that a run trains, and prepares a trained one for LoRA.
 - `objective`, `pseudo_labels`: from a batch of views to named losses.
 - `optimization`: optimizer, learning rates, class weights.

@@ -4,33 +4,23 @@
     trained = train(run)
     model = Co2SForSemanticSegmentation.from_pretrained(trained.folder)
 
-Nothing is written before `train` begins.
+The output folder is not touched before `train` begins.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from ..data.drawn_scenes import write_scenes
 from ..data.options import DataOptions
-from ..data.samples import PairedViews
-from ..data.sources import Source, open_source
-from ..data.splits import SPLITS
-from ..data.validation.report import announce
+from ..data.sources import Source
 from ..data.views import make_views
 from ..model.configuration_co2s import Co2SConfig
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import Co2SForSemanticSegmentation
-from ..utils.devices import make_accelerator
-from ..utils.errors import UserValueError
 from ..utils.figures import draw_curves, draw_predictions, palette_or_default
 from ..utils.files import write_json
 from .checkpoints import (
@@ -48,91 +38,22 @@ from .evaluation import Evaluation, evaluate, predict_examples
 from .logbook import Logbook, NonFiniteGuard, read_log
 from .lora import has_adapter, merged
 from .models import build_model
-from .objective import Co2SObjective, stability_weight
-from .optimization import balanced_class_weights, make_optimizer, polynomial_decay, steps_per_epoch, training_size
+from .objective import stability_weight
+from .optimization import make_optimizer, polynomial_decay, steps_per_epoch, training_size
 from .options import TrainingOptions, follow_protocol
+from .run import (
+    Run,
+    Trained,
+    images_per_step,
+    make_loader,
+    make_objective,
+    open_data,
+    read_class_weights,
+    start_accelerate,
+)
 
 
 NUM_SHOWN = 5  # validation images in predictions.png
-
-
-@dataclass
-class Run:
-    """Everything that the steps of one training share.
-
-    Args:
-        options: Without None where a default applies.
-        data_options: What the data was opened with.
-        accelerator: Accelerate's state of this process.
-        data: The opened data.
-        model: Not wrapped by Accelerate.
-        image_processor: Of the model.
-        objective: The model with its losses, prepared by Accelerate.
-        optimizer: Prepared by Accelerate.
-        scheduler: Not prepared: it counts steps, not processes.
-        loader: Batches from the first step on, prepared by Accelerate.
-        checkpoint: Checkpoint that the run was resumed from.
-        record: Everything that is needed to repeat the run, see [`make_record`].
-        logbook: Averages and logs the losses.
-        guard: Skips steps whose loss is not finite.
-        skips_step: A batch of the current step was broken.
-    """
-
-    options: TrainingOptions
-    data_options: DataOptions
-    accelerator: Accelerator
-    data: Source
-    model: Co2SForSemanticSegmentation
-    image_processor: Co2SImageProcessor
-    objective: torch.nn.Module
-    optimizer: Optimizer
-    scheduler: LambdaLR
-    loader: DataLoader
-    checkpoint: Path | None
-    record: dict
-    logbook: Logbook
-    guard: NonFiniteGuard
-    skips_step: bool = False
-
-    @property
-    def output_dir(self) -> Path:
-        return Path(self.options.output_dir)
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the trained model."""
-        return self.output_dir / self.options.saved_as
-
-    @property
-    def best_folder(self) -> Path:
-        """Folder of the model with the best evaluation; it exists if there were evaluations during the training."""
-        return self.output_dir / f"best_{self.options.saved_as}"
-
-    @property
-    def steps_done(self) -> int:
-        """Number of steps done before the run began."""
-        return 0 if self.checkpoint is None else checkpoint_step(self.checkpoint)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a training leaves behind.
-
-    Args:
-        folder: The trained model, or the adapter.
-        best_folder: The one with the best evaluation; None without evaluations during the training.
-        evaluation: Of the trained model.
-        data: The opened data.
-        record: See [`make_record`].
-        config: Of the trained model.
-    """
-
-    folder: Path
-    best_folder: Path | None
-    evaluation: Evaluation
-    data: Source
-    record: dict
-    config: Co2SConfig
 
 
 def setup(
@@ -142,7 +63,7 @@ def setup(
     config: Co2SConfig | None = None,
     command: Sequence[str] = (),
 ) -> Run:
-    """Open and check the data, build the model, and restore a checkpoint. Nothing is written.
+    """Open and check the data, build the model, and restore a checkpoint. The output folder stays as it is.
 
     Args:
         options: Of the training. Options that are None are set.
@@ -156,15 +77,15 @@ def setup(
     """
     follow_protocol(options, data_options)
     options.fill(options.defaults)
-    accelerator = _start_accelerate(options)
+    accelerator = start_accelerate(options)
     checkpoint = find_checkpoint(Path(options.output_dir) / "checkpoints", options.resume_from_checkpoint)
     if checkpoint is None and accelerator.is_main_process:
         check_output_dir(options)
 
     is_drawn = not data_options.has_source
     data = open_data(options, data_options, accelerator, config)
-    images_per_step = _images_per_step(options, accelerator)
-    options.resolve_steps(steps_per_epoch(len(data.labeled), len(data.unlabeled), images_per_step))
+    num_images = images_per_step(options, accelerator)
+    options.resolve_steps(steps_per_epoch(len(data.labeled), len(data.unlabeled), num_images))
     record = make_record(options, data_options, data, accelerator, command, is_drawn)
     if checkpoint is not None:
         check_same_run(checkpoint, record)
@@ -177,8 +98,8 @@ def setup(
     objective = make_objective(options, model, class_weights, accelerator)
     optimizer = make_optimizer(model, options.learning_rate, options.backbone_lr_scale, options.decoder_lr_scale)
     scheduler = polynomial_decay(optimizer, options.max_train_steps)
-    first_item = images_per_step * (checkpoint_step(checkpoint) if checkpoint else 0)
-    loader = make_loader(options, data, model.config, images_per_step, first_item, accelerator)
+    first_item = num_images * (checkpoint_step(checkpoint) if checkpoint else 0)
+    loader = make_loader(options, data, model.config, num_images, first_item, accelerator)
     # The objective's forward is the whole step, so it is what Accelerate wraps.
     objective, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
     accelerator.register_for_checkpointing(scheduler)
@@ -344,127 +265,4 @@ def is_best(found: Evaluation, folder: Path) -> bool:
     return not path.exists() or found.scores["fused"].mean_iou > Evaluation.read(path).scores["fused"].mean_iou
 
 
-def open_data(
-    options: TrainingOptions, data_options: DataOptions, accelerator: Accelerator, config: Co2SConfig | None
-) -> Source:
-    """Open and check the data, and print what it contains. Without any source, draw scenes first."""
-    is_main = accelerator.is_main_process
-    if not data_options.has_source:
-        data_options.data_dir = str(Path(options.output_dir).parent / f"scenes-seed{options.seed}")
-        if is_main and not Path(data_options.data_dir).exists():
-            print(f"No data is named: drawing scenes into {data_options.data_dir}.")
-            write_scenes(data_options.data_dir, num_labeled=8, num_unlabeled=120, num_validation=24, seed=options.seed)
-    needed = SPLITS if options.method == "co2s" else ("labeled", "validation")
-    hidden = options.measure_pseudo_labels
-    with accelerator.main_process_first():  # the others find its results in the cache
-        data = open_source(
-            data_options, options.seed, progress=is_main, with_hidden_labels=hidden, config=config, needed=needed
-        )
-    if hidden and not any(data.scans["unlabeled"].labels):
-        raise UserValueError("`measure_pseudo_labels` needs label maps of unlabelled images, and none has one.")
-    if is_main:
-        announce(data)
-    if len(data.labeled) < options.per_device_train_batch_size:
-        accelerator.print(
-            f"{len(data.labeled)} labelled images make batches of {options.per_device_train_batch_size}: a batch "
-            "shows some of them more than once, in different views."
-        )
-    return data
-
-
-def read_class_weights(options: TrainingOptions, data: Source) -> torch.Tensor | None:
-    """Return the weights (classes,) of `class_weights`; None if all classes have the same weight.
-
-    Raises:
-        UserValueError: The number of weights is not the number of classes, or one is no number.
-    """
-    if options.class_weights is None:
-        return None
-    if list(options.class_weights) == ["balanced"]:
-        return balanced_class_weights(data.labeled_pixels)
-    try:
-        weights = [float(weight) for weight in options.class_weights]
-    except ValueError as error:
-        raise UserValueError(f"`class_weights`: {error}. Give one number per class, or 'balanced'.") from error
-    if len(weights) != len(data.id2label):
-        raise UserValueError(
-            f"`class_weights` has {len(weights)} weights for {len(data.id2label)} classes: "
-            f"{', '.join(data.id2label.values())}. Give one number per class, or 'balanced'."
-        )
-    return torch.tensor(weights)
-
-
-def make_objective(
-    options: TrainingOptions,
-    model: Co2SForSemanticSegmentation,
-    class_weights: torch.Tensor | None,
-    accelerator: Accelerator,
-) -> Co2SObjective:
-    """Make the losses that the options ask for."""
-    return Co2SObjective(
-        model,
-        students=tuple(options.students.split(",")),
-        threshold=options.confidence_threshold,
-        strong_weight=options.strong_weight,
-        feature_dropout_weight=options.feature_dropout_weight,
-        stability=options.stability,
-        confidence_mode=options.confidence_mode,
-        labeled_loss=options.labeled_loss,
-        class_weights=class_weights,
-        accelerator=accelerator,
-    )
-
-
-def make_loader(
-    options: TrainingOptions,
-    data: Source,
-    config: Co2SConfig,
-    images_per_step: int,
-    first_item: int,
-    accelerator: Accelerator,
-) -> DataLoader:
-    """Make the loader of all batches from `first_item` on: one stream of items for the whole training."""
-    partner = "another" if options.per_device_train_batch_size == 1 else None
-    items = PairedViews(
-        data.labeled,
-        data.unlabeled,
-        options.crop_size,
-        length=options.max_train_steps * images_per_step,
-        num_labeled_only=options.supervised_warmup_steps * images_per_step,
-        seed=options.seed,
-        ignore_index=config.semantic_loss_ignore_index,
-        partner="same" if options.recipe == "released" else partner,
-        with_hidden_labels=options.measure_pseudo_labels,
-        base_size=options.base_size,
-    )
-    return DataLoader(
-        Subset(items, range(first_item, len(items))),
-        batch_size=options.per_device_train_batch_size,
-        num_workers=options.dataloader_num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-
-
-def _start_accelerate(options: TrainingOptions) -> Accelerator:
-    """Make the run's Accelerator, and store the precision in the options: the launcher may have chosen it."""
-    accelerator = make_accelerator(
-        options.use_cpu,
-        options.mixed_precision,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
-        log_with=options.report_to,
-        project_dir=options.output_dir,
-        dataloader_config=DataLoaderConfiguration(non_blocking=True),
-        # The query and key projections of the last CLIP layer get no gradient (see `freeze_backbones`).
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    options.mixed_precision = accelerator.mixed_precision
-    return accelerator
-
-
-def _images_per_step(options: TrainingOptions, accelerator: Accelerator) -> int:
-    """Return the labelled images of one step, of all processes together."""
-    per_process = options.per_device_train_batch_size * options.gradient_accumulation_steps
-    return per_process * accelerator.num_processes
-
-
-__all__ = ["Run", "Trained", "finish", "measure", "setup", "train", "training_step"]
+__all__ = ["finish", "measure", "setup", "train", "training_step"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import read_metrics, run_command, save_checkpoint
+from helpers import read_metrics, run_command
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
@@ -19,13 +19,6 @@ from co2s_hf.training.options import AdaptationOptions
 
 
 SHORT = ("--use_cpu", "--max_train_steps", 2, "--per_device_train_batch_size", 2, "--logging_steps", 1)
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base") / "model"
-    save_checkpoint(folder, crop_size=16)
-    return folder
 
 
 def load(folder):

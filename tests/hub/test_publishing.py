@@ -1,16 +1,14 @@
 """Publish with the real client of the Hub, to a local server."""
 
-import importlib
 import json
+import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
-from helpers import make_model, run_example, save_checkpoint
+from helpers import make_model, read_metrics, run_command, save_checkpoint
 from huggingface_hub import HfApi, ModelCard, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from isolation import make_environment, run_isolated
@@ -18,6 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
+from co2s_hf.cli.arguments import CardArguments
+from co2s_hf.cli.train import COMMAND
 from co2s_hf.hub.cards import figure_path, write_card
 from co2s_hf.hub.publishing import (
     PublishError,
@@ -27,10 +27,9 @@ from co2s_hf.hub.publishing import (
     publish,
     publish_evaluation,
 )
+from co2s_hf.training.options import TrainingOptions
 from co2s_hf.utils.errors import UserError
 
-
-ROOT = Path(__file__).parents[2]
 
 # Loads a model by its name on the Hub, without this package, and saves the logits of an image.
 SAVE_LOGITS = """
@@ -228,23 +227,22 @@ def test_results_of_a_branch_are_added_to_the_card_of_the_branch(hub, folder, sc
         model = make_model(seed=seed, crop_size=16, id2label=dict(enumerate(labels)), palette=None)
         model.save_pretrained(folder)
         publish(folder, claim_repository("user/two", revision=revision), revision)
-    words = ("evaluate.py", "--data_dir", scenes_folder, "--use_cpu")
-    local = run_example(*words, "--checkpoint", folder, "--output_dir", tmp_path / "local")
-    done = run_example(
-        *words, "--checkpoint", "user/two", "--hub_revision", "v1", "--push_to_hub", "--output_dir", tmp_path / "hub"
-    )
-    assert local.returncode == done.returncode == 0, done.stderr[-2000:]
-    metrics = [(tmp_path / name / "metrics.json").read_text(encoding="utf-8") for name in ("local", "hub")]
-    assert json.loads(metrics[0])["fused"] == json.loads(metrics[1])["fused"]
+    words = ("evaluate", "--data_dir", scenes_folder, "--use_cpu", "--crop_size", 48)
+    local = run_command(*words, "--checkpoint", folder, "--output_dir", tmp_path / "local")
+    assert local.returncode == 0, local.stderr
+    branch = ("--checkpoint", "user/two", "--hub_revision", "v1", "--push_to_hub", "--output_dir", tmp_path / "hub")
+    done = run_command(*words, *branch)
+    assert done.returncode == 0, done.stderr
+    assert read_metrics(tmp_path / "local")["fused"] == read_metrics(tmp_path / "hub")["fused"]
     assert "IoU of every class" in files(hub, "user/two", "v1")["README.md"].data.decode()
     assert "IoU of every class" not in files(hub, "user/two")["README.md"].data.decode()
 
 
 def test_mistyped_name_creates_no_repository(hub, scenes_folder, tmp_path):
     words = ("--checkpoint", "user/nmae", "--data_dir", scenes_folder, "--push_to_hub", "--output_dir", tmp_path / "o")
-    done = run_example("evaluate.py", *words)
+    done = run_command("evaluate", *words, "--use_cpu")
     assert done.returncode == 1 and "user/nmae" in done.stderr and "Traceback" not in done.stderr
-    assert not hub.repositories
+    assert not hub.repositories and not any(tmp_path.iterdir())
 
 
 def test_folders_without_a_loadable_model_are_refused(hub, tmp_path):
@@ -276,98 +274,58 @@ def test_hidden_files_are_not_published(hub, folder):
     assert {name for name in files(hub, "user/fields") if "secret" in name or "cache" in name} == set()
 
 
-# --- the scripts
+# --- the commands that train and evaluate; tests/cli/test_push.py tests `co2s push`
 
 
-def test_run_publishes_its_best_model_and_an_evaluation_adds_results(hub, scenes_folder, tmp_path, monkeypatch):
+def test_run_publishes_its_best_model_and_an_evaluation_adds_results(hub, scenes_folder, tmp_path):
     output = tmp_path / "run"
-    run = run_example(
-        "train_semi.py", "--data_dir", scenes_folder, "--output_dir", output, "--max_train_steps", 2,
-        "--supervised_warmup_steps", 1, "--per_device_train_batch_size", 2, "--crop_size", 16, "--eval_steps", 1,
-        "--card_samples", 1, "--push_to_hub", "--hub_model_id", "user/scenes", "--hub_private_repo", "--use_cpu",
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
+    words = ("--data_dir", scenes_folder, "--max_train_steps", 2, "--supervised_warmup_steps", 1, "--crop_size", 16)
+    words += ("--per_device_train_batch_size", 2, "--eval_steps", 1, "--card_samples", 1, "--use_cpu")
+    words += ("--push_to_hub", "--hub_model_id", "user/scenes", "--hub_private_repo")
+    run = run_command("train", *words, "--output_dir", output)
+    assert run.returncode == 0, run.stderr
     assert f"Published {output / 'best_model'}: {hub.url}/user/scenes" in run.stdout
     published = files(hub, "user/scenes")
     assert hub.repositories["model", "user/scenes"].private
     pictures = {"samples/validation_0.png", "figures/predictions.png", "figures/curves.png"}
     assert pictures | {"model.safetensors", "modeling_co2s.py", "training.json", "metrics.json"} <= set(published)
-    metrics = json.loads((output / "best_model" / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_metrics(output / "best_model")
     card = ModelCard(published["README.md"].data.decode())
     fused = [result for result in card.data.eval_results if result.metric_name == "Mean IoU, fused"]
     assert [result.metric_value for result in fused] == [round(metrics["fused"]["mean_iou"], 4)]
     assert "| labelled images | 3 |" in card.text and "This training step was selected" in card.text
-    settings = tmp_path / "settings.yaml"
-    settings.write_text(card.text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    from co2s_hf.cli.command_line import parse_arguments
-
-    again = parse_arguments(importlib.import_module("train_semi").Arguments, "", ["--config", str(settings)])
-    assert (again.max_train_steps, again.crop_size, again.push_to_hub) == (2, 16, False)
     assert "This training step was selected" not in (output / "model" / "README.md").read_text(encoding="utf-8")
 
+    # The options on the card repeat the run, and do not publish again.
+    config = tmp_path / "options.yaml"
+    config.write_text(card.text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    again = COMMAND.parse(["--config", str(config)])
+    first = COMMAND.parse([str(word) for word in (*words, "--output_dir", output)])
+    first[TrainingOptions].fill(first[TrainingOptions].defaults | {"mixed_precision": "no"})
+    assert again == first | {CardArguments: CardArguments()}
+
     other = Path(shutil.copytree(scenes_folder, tmp_path / "elsewhere"))
-    evaluate = ("evaluate.py", "--checkpoint", "user/scenes", "--data_dir", other, "--push_to_hub", "--use_cpu")
-    done = run_example(*evaluate, "--output_dir", tmp_path / "evaluation")
-    assert done.returncode == 0, done.stderr[-3000:]
+    evaluate = ("--checkpoint", "user/scenes", "--data_dir", other, "--push_to_hub", "--use_cpu")
+    done = run_command("evaluate", *evaluate, "--output_dir", tmp_path / "evaluation")
+    assert done.returncode == 0, done.stderr
     card = ModelCard(files(hub, "user/scenes")["README.md"].data.decode())
     assert {result.dataset_name for result in card.data.eval_results} == {scenes_folder.name, "elsewhere"}
-    measured = json.loads((tmp_path / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
+    measured = read_metrics(tmp_path / "evaluation")
     results = {r.dataset_name: r.metric_value for r in card.data.eval_results if r.metric_name == "Mean IoU, fused"}
     assert results["elsewhere"] == round(measured["fused"]["mean_iou"], 4)
 
 
 def test_failed_upload_at_the_end_of_a_run_loses_nothing(hub, scenes_folder, tmp_path):
     hub.failures["/commit/"] = 403
-    run = run_example(
-        "train_semi.py", "--data_dir", scenes_folder, "--output_dir", tmp_path / "run", "--max_train_steps", 1,
-        "--per_device_train_batch_size", 1, "--crop_size", 16, "--method", "supervised", "--card_samples", 0,
-        "--push_to_hub", "--hub_model_id", "user/scenes", "--use_cpu",
-    )  # fmt: skip
-    assert run.returncode == 1 and "Traceback" not in run.stderr
-    assert "retry with: co2s push --checkpoint" in run.stderr and "hf_local" not in run.stderr
+    words = ("--data_dir", scenes_folder, "--max_train_steps", 1, "--per_device_train_batch_size", 1, "--use_cpu")
+    words += ("--crop_size", 48, "--method", "supervised", "--card_samples", 0)
+    words += ("--push_to_hub", "--hub_model_id", "user/scenes", "--output_dir", tmp_path / "run")
+    run = run_command("train", *words)
+    assert run.returncode == 1 and "Traceback" not in run.stderr and "hf_local" not in run.stderr
+    retry = shlex.split(run.stderr.split("retry with: co2s ")[1])
+    assert retry == ["push", "--checkpoint", str(tmp_path / "run" / "model"), "--hub_model_id", "user/scenes"]
     hub.failures.clear()
-    retry = run_example("push_to_hub.py", "--checkpoint", tmp_path / "run/model", "--hub_model_id", "user/scenes")
-    assert retry.returncode == 0, retry.stderr
+    again = run_command(*retry)
+    assert again.returncode == 0, again.stderr
     assert "model.safetensors" in files(hub, "user/scenes")
     assert not [name for name in files(hub, "user/scenes") if name.startswith("samples") or "predictions" in name]
-
-
-def test_push_with_handler_writes_the_missing_card_and_the_handler(hub, folder):
-    (folder / "README.md").unlink()
-    done = run_example("push_to_hub.py", "--checkpoint", folder, "--hub_model_id", "user/fields", "--handler")
-    assert done.returncode == 0, done.stderr
-    assert {"README.md", "handler.py", "requirements.txt"} <= set(files(hub, "user/fields"))
-    assert "EndpointHandler" in files(hub, "user/fields")["handler.py"].data.decode()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"checkpoint": "nowhere", "hub_model_id": "user/x"}, r"'nowhere' is not the folder of a model"),
-        ({"checkpoint": str(ROOT / "tests"), "hub_model_id": "user/x"}, r"is not the folder of a model"),
-        ({"checkpoint": "nowhere"}, r"Name the repository: --hub_model_id"),
-        ({"space": "user/demo", "checkpoint": "."}, r"needs the name of a published model"),
-        ({"space": "user/demo", "space_dir": "here"}, r"either --space or --space_dir"),
-        ({"space": "user/demo", "handler": True}, r"are for models"),
-        ({"space": "user/demo", "hub_revision": "v1"}, r"a Space runs its main branch"),
-    ],
-)
-def test_wrong_settings_are_refused(settings, message, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    with pytest.raises(ValueError, match=message):
-        importlib.import_module("push_to_hub").Arguments(**settings)
-
-
-def test_space_has_the_demo_and_everything_that_it_imports(hub):
-    done = run_example("push_to_hub.py", "--checkpoint", "user/fields", "--space", "user/demo")
-    assert done.returncode == 0, done.stderr
-    space = files(hub, "user/demo", kind="space")
-    assert space["app.py"].data == (ROOT / "examples" / "app.py").read_bytes()
-    assert yaml.safe_load(space["app.yaml"].data) == {"checkpoint": "user/fields"}
-    assert "co2s_hf/model/modeling_co2s.py" in space and not [name for name in space if "__pycache__" in name]
-    metadata = yaml.safe_load(space["README.md"].data.decode().split("---")[1])
-    assert metadata["python_version"] == f"{sys.version_info.major}.{sys.version_info.minor}"
-    assert metadata["sdk"] == "gradio" and metadata["app_file"] == "app.py" and metadata["models"] == ["user/fields"]
-    assert b"gradio" not in space["requirements.txt"].data  # the Space installs it: sdk_version
-    assert b"torch==2." in space["requirements.txt"].data and b"+cpu" not in space["requirements.txt"].data

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from helpers import make_model, save_checkpoint
+from helpers import make_model
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForSemanticSegmentation, pipeline
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -19,13 +19,6 @@ from co2s_hf.training.options import LoraOptions
 
 
 NEW = {"field": ["field"], "water": ["water"], "roof": ["roof"], "track": ["track"], "wood": ["wood"]}
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base") / "model"
-    save_checkpoint(folder, crop_size=16)
-    return folder
 
 
 def load(folder):

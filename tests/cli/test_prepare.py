@@ -1,0 +1,164 @@
+"""`co2s prepare`: a data set on the disk or on the Hub, tiles, reports, errors."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers import PLACE, open_folder, run_command, write_raster
+from pictures import read_picture
+from PIL import Image
+
+from co2s_hf.data.drawn_scenes import write_scenes
+from co2s_hf.data.options import DataOptions
+from co2s_hf.data.sources import open_source
+from co2s_hf.data.splits import SPLITS
+
+
+def pixels(samples) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Return image and label map of all samples."""
+    return [
+        (np.asarray(sample.load_image()), None if sample.label is None else np.asarray(sample.load_label()))
+        for sample in samples
+    ]
+
+
+def assert_same(ours, theirs):
+    """Compare images and label maps, in order."""
+    for (image, label), (other_image, other_label) in zip(pixels(ours), pixels(theirs), strict=True):
+        assert np.array_equal(image, other_image)
+        assert label is other_label is None or np.array_equal(label, other_label)
+
+
+def test_a_prepared_data_set_has_the_same_images_labels_and_classes(scenes_folder, tmp_path):
+    output = tmp_path / "prepared"
+    done = run_command("prepare", "--data_dir", scenes_folder, "--output_dir", output)
+    assert done.returncode == 0, done.stderr
+    assert f"Wrote 3 labeled, 5 unlabeled, 2 validation images: co2s train --dataset_name {output}\n" in done.stdout
+    assert "trained on them needs the same" not in done.stdout  # no rule was applied
+    source, again = open_folder(scenes_folder), open_source(DataOptions(dataset_name=str(output)))
+    assert (again.id2label, again.palette) == (source.id2label, source.palette)
+    assert again.class_concepts == source.class_concepts
+    for split in SPLITS:
+        assert_same(getattr(source, split), getattr(again, split))
+    assert not [path for path in tmp_path.iterdir() if path != output]  # temporary files are gone
+
+
+def test_sets_are_drawn_and_large_images_cut(scenes_folder, tmp_path):
+    draw = ("--data_dir", scenes_folder, "--labeled_fraction", "1/2", "--validation_fraction", "0.2", "--seed", 3)
+    tiles = ("--tile_size", 32, "--tile_overlap", 8)
+    done = run_command("prepare", *draw, *tiles, "--output_dir", tmp_path / "tiles")
+    assert done.returncode == 0, done.stderr
+    drawn = DataOptions(data_dir=str(scenes_folder), labeled_fraction=0.5, validation_fraction=0.2)
+    source = open_source(drawn, 3, with_hidden_labels=True)
+    again = open_source(DataOptions(dataset_name=str(tmp_path / "tiles")))
+    for split in SPLITS:
+        cut = []
+        for image, label in pixels(getattr(source, split)):
+            boxes = [np.s_[upper : upper + 32, left : left + 32] for upper in (0, 16) for left in (0, 16)]
+            cut += [(image[box], label[box]) for box in boxes]
+        found = pixels(getattr(again, split))
+        assert len(found) == len(cut) > 0
+        for (image, label), (tile, tile_label) in zip(cut, found):
+            assert np.array_equal(image, tile)
+            assert np.array_equal(label, tile_label)  # kept for unlabelled images, too, if there is one
+
+
+def test_bands_scale_and_label_values_are_applied(tmp_path):
+    """16-bit images of four bands become RGB of 8 bits; values of the label files become classes."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "labels"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for n in range(4):
+        values = rng.integers(0, 3000, (4, 16, 16), dtype=np.uint16)
+        write_raster(tmp_path / "data" / "images" / f"{n}.tif", values, **PLACE)
+        labels = rng.choice(np.array([7, 9, 255], dtype=np.uint8), (16, 16))
+        Image.fromarray(labels).save(tmp_path / "data" / "labels" / f"{n}.png")
+    words = ("--data_dir", tmp_path / "data", "--labeled_fraction", "1/2", "--validation_fraction", "1/4")
+    words += ("--bands", "4,3,2", "--scale", 0, 3000, "--label_map", "7=1,9=0", "--class_names", "field", "bare soil")
+    done = run_command("prepare", *words, "--output_dir", tmp_path / "prepared")
+    assert done.returncode == 0, done.stderr
+    assert "from bands (4, 3, 2) with scale ((0.0, 3000.0),). A model trained on them needs the same" in done.stdout
+    again = open_source(DataOptions(dataset_name=str(tmp_path / "prepared")))
+    assert again.id2label == {0: "field", 1: "bare soil"}
+    rules = {"labeled_fraction": 0.5, "validation_fraction": 0.25, "label_map": {7: 1, 9: 0}}
+    rules |= {"bands": (4, 3, 2), "scale": ((0, 3000),), "class_names": ["field", "bare soil"]}
+    source = open_folder(tmp_path / "data", **rules)
+    for split in SPLITS:
+        assert_same(getattr(source, split), getattr(again, split))
+    (image, label), *_ = pixels(again.validation)
+    assert image.shape == (16, 16, 3) and image.dtype == np.uint8 and set(np.unique(label)) == {0, 1, 255}
+
+
+@pytest.mark.parametrize("name", ["report.png", "report.html"])
+def test_a_report_alone_writes_nothing_else(name, scenes_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_command("prepare", "--data_dir", scenes_folder, "--report", name)
+    assert done.returncode == 0, done.stderr
+    assert name in done.stdout and "images" in done.stdout and "Wrote 3" not in done.stdout
+    assert [path.name for path in tmp_path.rglob("*")] == [name]
+    if name.endswith(".png"):
+        # The legend has the colours of the classes.
+        picture, source = read_picture(tmp_path / name), open_folder(scenes_folder)
+        for color in source.palette:
+            assert (picture == color).all(axis=-1).sum() > 50, color
+    else:
+        assert "data:image/png;base64," in (tmp_path / name).read_text(encoding="utf-8")
+
+
+def test_a_data_set_is_pushed_with_its_classes(hub, scenes_folder):
+    done = run_command("prepare", "--data_dir", scenes_folder, "--push_to_hub", "user/fields", "--private")
+    assert done.returncode == 0, done.stderr
+    assert "Pushed 3 labeled, 5 unlabeled, 2 validation images: co2s train --dataset_name user/fields" in done.stdout
+    repository = hub.repositories["dataset", "user/fields"]
+    files = repository.trees[repository.refs["main"]]
+    assert repository.private and {f"data/{split}-00000-of-00001.parquet" for split in SPLITS} <= set(files)
+    classes = json.loads(files["classes.json"].data)
+    assert [entry["name"] for entry in classes["classes"]] == list(open_folder(scenes_folder).id2label.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ((), 2, "Name the result: --output_dir, --push_to_hub or --report."),
+        (("--report", "report.pdf"), 2, "--report is 'report.pdf'; name a file that ends in .html or .png"),
+        (
+            ("--output_dir", "new", "--scale", "3", "1"),
+            2,
+            "--scale: '3 1' is neither the values that become 0 and 255",
+        ),
+        (("--output_dir", "new", "--label_map", "a=b"), 2, "--label_map: 'a=b' is not VALUE=CLASS"),
+        (
+            ("--output_dir", "new", "--split_column", "split"),
+            2,
+            "--split_column is split; it goes with --dataset_name",
+        ),
+        (
+            ("--output_dir", "new", "--tile_size", 32, "--tile_overlap", 32),
+            1,
+            "--tile_overlap is 32; expected 0 or more, and less than --tile_size, which is 32.",
+        ),
+        (("--output_dir", "full"), 1, "'full' already exists and is not an empty folder"),
+    ],
+)
+def test_wrong_words_write_nothing(words, code, message, scenes_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine", encoding="utf-8")
+    done = run_command("prepare", "--data_dir", scenes_folder, *words)
+    assert done.returncode == code and message in done.stderr and done.stderr.count("error: ") == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "mine.txt"]
+
+
+def test_the_data_must_be_named():
+    done = run_command("prepare", "--report", "report.png")
+    assert done.returncode == 1
+    assert done.stderr == "error: Name the data to prepare: --data_dir, --dataset_name or --dataset.\n"
+
+
+def test_broken_data_writes_nothing(tmp_path):
+    write_scenes(tmp_path / "data", 2, 2, 1, size=16, seed=0)
+    (tmp_path / "data" / "images" / "labeled_0001.png").write_bytes(b"no image")
+    words = ("--output_dir", tmp_path / "new", "--report", tmp_path / "report.png")
+    done = run_command("prepare", "--data_dir", tmp_path / "data", *words)
+    assert done.returncode == 1 and "labeled_0001.png" in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
