@@ -27,7 +27,7 @@ from co2s_hf.hub.convert_co2s_to_hf import convert
 
 @pytest.fixture
 def hub() -> Iterator[LocalHub]:
-    """The Hub that the client in this process talks to, empty and in order."""
+    """The local Hub of this process, empty and without failures."""
     HUB.repositories.clear()
     HUB.requests.clear()
     HUB.large.clear()
@@ -48,7 +48,7 @@ def images() -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def original_checkpoints(tmp_path_factory) -> dict[str, Path]:
-    """`best_clip.pth` and `best_dinov3.pth` as the authors' training script writes them."""
+    """Files `best_clip.pth` and `best_dinov3.pth` in the form of the authors' training script."""
     folder = tmp_path_factory.mktemp("original")
     paths = {}
     for student in ("clip", "dinov3"):
@@ -61,7 +61,7 @@ def original_checkpoints(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def parity_sizes() -> dict[str, int]:
-    """The sizes that the authors' weights do not show, from the files' metadata."""
+    """Sizes that cannot be read from the authors' weights; the fixtures' metadata has them."""
     metadata = {}
     for student in ("clip", "dinov3"):
         with safe_open(PARITY / f"{student}_student.safetensors", "pt") as file:
@@ -85,21 +85,21 @@ def converted_folder(tmp_path_factory, original_checkpoints, parity_sizes) -> Pa
 
 @pytest.fixture(scope="session")
 def backbones(tmp_path_factory) -> tuple[Path, Path]:
-    """Folders with a tiny CLIP (both towers and a character tokenizer) and a tiny DINOv3."""
+    """Folders with a tiny CLIP (vision and text, with a character tokenizer) and a tiny DINOv3."""
     root = tmp_path_factory.mktemp("backbones")
     letters = [*"abcdefghijklmnopqrstuvwxyz"]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[]).save_pretrained(root / "clip")
     torch.manual_seed(0)
-    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 5, "num_attention_heads": 4}
+    backbone = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 5, "num_attention_heads": 4}
     special = {"bos_token_id": len(tokens) - 2, "eos_token_id": len(tokens) - 1, "pad_token_id": len(tokens) - 1}
     config = CLIPConfig(
-        text_config={**tower, **special, "vocab_size": len(tokens), "projection_dim": 12},
-        vision_config={**tower, "patch_size": 4, "image_size": 16, "projection_dim": 12},
+        text_config={**backbone, **special, "vocab_size": len(tokens), "projection_dim": 12},
+        vision_config={**backbone, "patch_size": 4, "image_size": 16, "projection_dim": 12},
         projection_dim=12,
     )
     CLIPModel(config).save_pretrained(root / "clip")
-    DINOv3ViTModel(DINOv3ViTConfig(**tower, patch_size=8, num_register_tokens=2)).save_pretrained(root / "dinov3")
+    DINOv3ViTModel(DINOv3ViTConfig(**backbone, patch_size=8, num_register_tokens=2)).save_pretrained(root / "dinov3")
     return root / "clip", root / "dinov3"
 
 

@@ -24,7 +24,7 @@ from local_hub import TOKEN, LocalHub
 HUB = LocalHub().start()
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="co2s_hf-tests-")
 os.environ |= {"HF_ENDPOINT": HUB.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-# MKL's other kernels round differently where a tensor lies differently in memory, as loaded weights do.
+# Otherwise MKL's rounding depends on the memory address of a tensor, and loaded weights have other addresses.
 os.environ["MKL_CBWR"] = "COMPATIBLE"
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
@@ -46,15 +46,15 @@ PARITY = Path(__file__).parent / "parity"
 PLACE = {
     "crs": "EPSG:32640",
     "transform": Affine(0.5, 0, 500_000, 0, -0.5, 2_780_000),
-}  # of scenes, half a metre a pixel
+}  # for scenes: UTM zone 40N, 0.5 m per pixel
 
 
 def make_config(**kwargs) -> Co2SConfig:
-    """Two 16-wide, 3-layer towers with different patches (4 and 8 px) and a decoder of 16 channels, three classes."""
-    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    """Configure 3-layer backbones, 16 wide, with patches of 4 and 8 px, a decoder of 16 channels, and three classes."""
+    backbone = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
     defaults = {
-        "clip_config": {**tower, "patch_size": 4, "image_size": 16, "projection_dim": 12},
-        "dinov3_config": {**tower, "patch_size": 8, "num_register_tokens": 2},
+        "clip_config": {**backbone, "patch_size": 4, "image_size": 16, "projection_dim": 12},
+        "dinov3_config": {**backbone, "patch_size": 8, "num_register_tokens": 2},
         "clip_feature_layers": (0, 1, 2),
         "dinov3_feature_layers": (0, 1, 2),
         "decoder_channels": 16,
@@ -70,13 +70,13 @@ def make_config(**kwargs) -> Co2SConfig:
 
 
 def make_model(seed: int = 0, **kwargs) -> Co2SForSemanticSegmentation:
-    """A model of [`make_config`] with the weights of a seed, in evaluation mode."""
+    """Make a model of [`make_config`] in evaluation mode; the seed determines its weights."""
     torch.manual_seed(seed)
     return Co2SForSemanticSegmentation(make_config(**kwargs)).eval()
 
 
 def save_checkpoint(folder: Path, **kwargs) -> Co2SForSemanticSegmentation:
-    """Save a model of [`make_model`] with its image processor; the model."""
+    """Save a model of [`make_model`] with its image processor, and return the model."""
     model = make_model(**kwargs)
     model.save_pretrained(folder)
     Co2SImageProcessor.from_model_config(model.config).save_pretrained(folder)
@@ -85,7 +85,7 @@ def save_checkpoint(folder: Path, **kwargs) -> Co2SForSemanticSegmentation:
 
 @dataclass(frozen=True)
 class Result:
-    """What a command returned and printed."""
+    """Exit code and output of a command."""
 
     returncode: int
     stdout: str
@@ -115,7 +115,7 @@ def forget_accelerator():
 
 
 def run_subprocess(*words, launcher: Sequence[str] = ("-m", "co2s_hf")) -> subprocess.CompletedProcess:
-    """Run a command in a Python of its own, to its end.
+    """Run a command in a new Python process, to its end.
 
     Args:
         words: Command and flags.
@@ -130,7 +130,7 @@ TWO_PROCESSES += ("--main_process_port", "0", "-m", "co2s_hf")
 
 
 def environment() -> dict[str, str]:
-    """The environment of a subprocess that uses this checkout."""
+    """Return the environment variables of a subprocess that uses this checkout."""
     return {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
 
 
@@ -185,7 +185,7 @@ def open_folder(folder: Path, **settings) -> Source:
 
 
 class Pixelwise(torch.nn.Module):
-    """A stand-in whose logits are each pixel's own three values, so that windows must not show."""
+    """A model substitute: the logits of a pixel are its three values, so they do not depend on the windows."""
 
     device, dtype = torch.device("cpu"), torch.float32
 
@@ -200,7 +200,7 @@ class Pixelwise(torch.nn.Module):
 
 
 def write_raster(path: Path, values: np.ndarray, **profile) -> Path:
-    """A GeoTIFF of (bands, height, width)."""
+    """Write an array (bands, height, width) as a GeoTIFF."""
     count, height, width = values.shape
     profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": values.dtype} | profile
     with rasterio.open(path, "w", **profile) as raster:
@@ -210,7 +210,7 @@ def write_raster(path: Path, values: np.ndarray, **profile) -> Path:
 
 @contextmanager
 def no_file_larger_than(size: int) -> Iterator[None]:
-    """A disk that is full: what is written beyond so many bytes of any file fails."""
+    """Simulate a full disk: writing more than `size` bytes to any file fails."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

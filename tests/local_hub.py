@@ -120,7 +120,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def answer(self):
-        """Answer a request of any method, or fail as `failures` of the server says."""
+        """Answer a request of any method, or fail if its path is in `failures` of the server."""
         url = urlsplit(self.path)
         self.query, body = parse_qs(url.query), self.read_body()
         self.server.requests.append(f"{self.command} {url.path}")

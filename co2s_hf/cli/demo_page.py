@@ -1,7 +1,9 @@
 """The page of `co2s demo` (gradio): one model, one image, its predictions."""
 
+import atexit
 import html
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -20,7 +22,9 @@ from ..utils.figures import confidence_picture, overlay, palette_or_default
 
 
 # Set before gradio is imported: uploads go into a folder of their own, and gradio sends no statistics.
-os.environ.setdefault("GRADIO_TEMP_DIR", tempfile.mkdtemp(prefix="co2s_hf-demo-"))
+if "GRADIO_TEMP_DIR" not in os.environ:
+    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="co2s_hf-demo-")
+    atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr

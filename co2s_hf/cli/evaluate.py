@@ -25,7 +25,7 @@ from ..data.benchmarks import BENCHMARKS
 from ..data.options import DataOptions
 from ..model.configuration_co2s import FUSIONS
 from ..utils.errors import UserValueError
-from .arguments import DATA, DEFAULT_MODEL, HubTarget
+from .arguments import DATA, DEFAULT_MODEL, HubArguments, HubTarget
 from .command_line import Command, own_group, setting
 
 
@@ -75,23 +75,25 @@ def main(words: Sequence[str] | None = None):
 
 def run(args: EvaluateArguments, data_options: DataOptions, hub: PublishArguments):
     """Evaluate, write the results, and publish them if asked to."""
-    from dataclasses import replace
-
     from ..data.sources import open_source
     from ..data.validation.report import announce
+    from ..hub.publishing import check_publishable
     from ..inference.images import load_for_prediction
-    from ..training.evaluation import evaluate
+    from ..training.evaluation import evaluate, predict_examples, write_evaluation
     from ..utils.devices import make_accelerator
     from ..utils.files import check_new_folder
-    from .model_folders import claim
+    from .model_folders import claim, publish_evaluation
 
     follow_paper(args, data_options)
     complete_hub(args, hub)
+    is_folder = Path(args.checkpoint).is_dir()
+    if hub.push_to_hub and is_folder:
+        check_publishable(args.checkpoint)
     accelerator = make_accelerator(args.use_cpu, args.mixed_precision)
     is_main = accelerator.is_main_process
     if is_main:
         check_new_folder(args.output_dir)
-    revision = None if Path(args.checkpoint).is_dir() else hub.hub_revision
+    revision = None if is_folder else hub.hub_revision
     model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size, revision)
     repository = claim(hub, accelerator)
     model.to(accelerator.device)
@@ -99,22 +101,22 @@ def run(args: EvaluateArguments, data_options: DataOptions, hub: PublishArgument
         image_processor.do_resize, image_processor.size = True, {"shortest_edge": args.eval_short_side}
     with accelerator.main_process_first():  # the others find its results in the cache
         data = open_source(data_options, args.seed, progress=is_main, config=model.config, needed=("validation",))
-    id2label = model.config.id2label
-    if data.id2label != id2label:
-        raise UserValueError(
-            f"{args.checkpoint} predicts {', '.join(id2label.values())}, but the data is labelled with "
-            f"{', '.join(data.id2label.values())}. Evaluate a model of these classes."
-        )
+    check_classes(args.checkpoint, model.config.id2label, data.id2label)
     if is_main:
         announce(data)
-    found = evaluate(model, image_processor, data, data_options, crop_size, accelerator, args.flip)
-    found = replace(found, checkpoint=args.checkpoint)
+    found = evaluate(
+        model, image_processor, data, data_options, crop_size, accelerator, args.flip, checkpoint=args.checkpoint
+    )
     if is_main:
         print(found.table())
-        write_results(Path(args.output_dir), found, model, image_processor, data.validation[: args.num_shown])
+        examples = predict_examples(model, image_processor, data.validation[: args.num_shown], crop_size)
+        write_evaluation(args.output_dir, found, examples, model.config)
+        print(f"Wrote metrics.json, confusion.png and predictions.png into {args.output_dir}.")
     accelerator.end_training()
     if repository is not None:
-        print(f"The results are on the card of {publish_results(args, repository, found, hub.hub_revision)}")
+        confusion = Path(args.output_dir) / "confusion.png"
+        url = publish_evaluation(args.checkpoint, repository, found, confusion, hub.hub_revision)
+        print(f"The results are on the card of {url}")
 
 
 def follow_paper(args: EvaluateArguments, data_options: DataOptions):
@@ -129,44 +131,20 @@ def follow_paper(args: EvaluateArguments, data_options: DataOptions):
 
 def complete_hub(args: EvaluateArguments, hub: PublishArguments):
     """Take the repository from the name of a published model, and refuse another one."""
-    from ..hub.publishing import check_publishable
-    from .arguments import HubArguments
-
     is_published = not Path(args.checkpoint).is_dir()
     if hub.push_to_hub and is_published:
         hub.hub_model_id = hub.hub_model_id or args.checkpoint
     HubArguments(**vars(hub))  # checks them
-    if hub.push_to_hub and not is_published:
-        check_publishable(args.checkpoint)
     if is_published and hub.hub_model_id not in (None, args.checkpoint):
         raise UserValueError(
             f"The results go to the card of {args.checkpoint}. Leave out `hub_model_id='{hub.hub_model_id}'`."
         )
 
 
-def write_results(output_dir: Path, found, model, image_processor, shown):
-    """Write metrics.json, confusion.png and predictions.png."""
-    from ..training.evaluation import predict_examples
-    from ..utils.figures import draw_confusion, draw_predictions, palette_or_default
-    from ..utils.files import write_json
-
-    id2label = model.config.id2label
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(output_dir / "metrics.json", found.to_dict())
-    draw_confusion(found.confusion.counts.numpy(), id2label, output_dir / "confusion.png")
-    examples = predict_examples(model, image_processor, shown, found.crop_size)
-    palette = palette_or_default(model.config.palette, len(id2label))
-    draw_predictions(examples, id2label, palette, output_dir / "predictions.png")
-    print(f"Wrote metrics.json, confusion.png and predictions.png into {output_dir}.")
-
-
-def publish_results(args: EvaluateArguments, repository: str, found, revision: str | None) -> str:
-    """Put the results on the model's card on the Hub; return its address."""
-    from ..hub.cards import add_evaluation
-    from ..hub.publishing import publish, publish_evaluation
-
-    figure = Path(args.output_dir) / "confusion.png"
-    if Path(args.checkpoint).is_dir():
-        add_evaluation(args.checkpoint, found, figure)
-        return publish(args.checkpoint, repository, revision)
-    return publish_evaluation(repository, found, figure, revision)
+def check_classes(checkpoint: str, predicted: dict[int, str], labelled: dict[int, str]):
+    """Refuse a model and data with different classes."""
+    if predicted != labelled:
+        raise UserValueError(
+            f"{checkpoint} predicts {', '.join(predicted.values())}, but the data is labelled with "
+            f"{', '.join(labelled.values())}. Evaluate a model of these classes."
+        )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ..hub.cards import CURVES, PREDICTIONS, SAMPLES, TRAINING_FILE, without_secrets, write_card
-from ..hub.publishing import claim_repository, publish
+from ..hub import publishing
+from ..hub.cards import CURVES, PREDICTIONS, SAMPLES, TRAINING_FILE, add_evaluation, without_secrets, write_card
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import Co2SForSemanticSegmentation
 from ..training.evaluation import Evaluation, predict_examples
@@ -25,7 +25,7 @@ def claim(hub: HubArguments, accelerator: Accelerator) -> str | None:
     """Make sure, before any expensive work, that the repository can be written to; its full name, if any."""
     if not hub.push_to_hub or not accelerator.is_main_process:
         return None
-    return claim_repository(hub.hub_model_id, hub.hub_private_repo, hub.hub_revision)
+    return publishing.claim_repository(hub.hub_model_id, hub.hub_private_repo, hub.hub_revision)
 
 
 def describe(trained: Trained, num_samples: int, command: Command):
@@ -53,7 +53,28 @@ def publish_result(trained: Trained, repository: str | None, revision: str | Non
     """Publish the best folder, or the only one, if a repository was claimed."""
     if repository is not None:
         folder = trained.best_folder or trained.folder
-        print(f"Published {folder}: {publish(folder, repository, revision)}")
+        print(f"Published {folder}: {publishing.publish(folder, repository, revision)}")
+
+
+def publish_evaluation(
+    checkpoint: str, repository: str, evaluation: Evaluation, confusion: Path, revision: str | None
+) -> str:
+    """Put an evaluation on the card of a model, and publish it.
+
+    Args:
+        checkpoint: A local folder, which is published with its new card, or the model's name on the Hub.
+        repository: Repository that was claimed.
+        evaluation: What was measured.
+        confusion: Figure of the confusion matrix.
+        revision: Branch. None: main.
+
+    Returns:
+        The repository's address.
+    """
+    if not Path(checkpoint).is_dir():
+        return publishing.publish_evaluation(repository, evaluation, confusion, revision)
+    add_evaluation(checkpoint, evaluation, confusion)
+    return publishing.publish(checkpoint, repository, revision)
 
 
 def _add_samples(folder: Path, trained: Trained, num_samples: int):

@@ -18,7 +18,8 @@ from ..inference.images import predict_logits
 from ..model.configuration_co2s import Co2SConfig
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
-from ..utils.figures import Example
+from ..utils.figures import Example, draw_confusion, draw_predictions, palette_or_default
+from ..utils.files import write_json
 from .confusion import METRICS, ConfusionMatrix
 
 
@@ -221,6 +222,23 @@ def predict_examples(
     return examples
 
 
+def write_evaluation(folder: str | Path, evaluation: Evaluation, examples: list[Example], config: Co2SConfig):
+    """Write metrics.json, confusion.png (predicted against true classes) and predictions.png.
+
+    Args:
+        folder: Folder to write into; it is created if necessary.
+        evaluation: What was measured, with its confusion matrix.
+        examples: Images to show.
+        config: Of the model.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "metrics.json", evaluation.to_dict())
+    draw_confusion(evaluation.confusion.counts.numpy(), config.id2label, folder / "confusion.png")
+    palette = palette_or_default(config.palette, config.num_labels)
+    draw_predictions(examples, config.id2label, palette, folder / "predictions.png")
+
+
 def predictors(config: Co2SConfig) -> tuple[str, ...]:
     """The names of a model's predictions: the students that its fusion uses, and "fused"."""
     return (*((config.fusion,) if config.fusion in STUDENTS else STUDENTS), "fused")
@@ -241,4 +259,5 @@ __all__ = [
     "largest_class_mean_iou",
     "predict_examples",
     "predictors",
+    "write_evaluation",
 ]

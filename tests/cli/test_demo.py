@@ -1,130 +1,273 @@
-"""The demo page, in a real browser where there is one."""
+"""`co2s demo`: predictions in Python, and its page as a Space serves it, in a real browser if one is installed."""
 
-import os
+import json
 import re
 import shutil
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import save_checkpoint
+from helpers import EXAMPLES, environment, run_command, save_checkpoint
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
+from co2s_hf.cli import demo_page
 from co2s_hf.data.drawn_scenes import draw_scene
+from co2s_hf.inference.images import predict_logits
+from co2s_hf.utils.figures import confidence_picture, overlay
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = EXAMPLES.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# A browser that asks nobody else for anything, also as root.
+# A browser that makes no requests of its own, also as root.
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
+CLASSES = {"land": (128, 128, 128), "road": (255, 255, 0), "water": (0, 0, 255)}
+PALETTE = np.array(list(CLASSES.values()), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
+    """A model with random weights and three classes, for windows of 32 px."""
     folder = tmp_path_factory.mktemp("demo") / "model"
     save_checkpoint(folder, crop_size=32)
     return folder
 
 
-def served(script, *words):
-    """Start a page; its process and address."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, str(script), *map(str, words)]
-    page = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+@pytest.fixture(scope="module")
+def predict(checkpoint):
+    """A function that predicts an image: predictor -> confidence and labels, both (height, width)."""
+    model = Co2SForSemanticSegmentation.from_pretrained(checkpoint)
+    processor = Co2SImageProcessor.from_pretrained(checkpoint)
+
+    def predict(image: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        pixel_values = processor(Image.fromarray(image), return_tensors="pt")["pixel_values"]
+        logits = predict_logits(model, pixel_values, 32, image.shape[:2])
+        return {name: tuple(value.numpy() for value in found.softmax(0).max(0)) for name, found in logits.items()}
+
+    return predict
+
+
+def expected_pictures(image: np.ndarray, predict, opacity: float = 0.5) -> dict[str, np.ndarray]:
+    """Draw what the page shows for an image."""
+    found = predict(image)
+    pictures = {name: overlay(Image.fromarray(image), found[name][1], PALETTE, opacity) for name in found}
+    pictures["confidence"] = confidence_picture(np.floor(255 * found["fused"][0]) / 255)
+    return {name: np.asarray(picture) for name, picture in pictures.items()}
+
+
+def expected_shares(labels: np.ndarray) -> list[tuple[str, float]]:
+    """Return the classes and their shares in per cent, the largest first."""
+    shares = [(name, round(100 * float((labels == index).mean()), 1)) for index, name in enumerate(CLASSES)]
+    return sorted(shares, key=lambda entry: -entry[1])
+
+
+@pytest.fixture(scope="module")
+def scene() -> np.ndarray:
+    return draw_scene(np.random.default_rng(5), 96)[0]
+
+
+# --- without a server
+
+
+@pytest.fixture(scope="module")
+def demo(checkpoint):
+    return demo_page.Demo(str(checkpoint))
+
+
+def test_an_image_file_is_predicted_with_every_fusion(demo, predict, scene, tmp_path):
+    Image.fromarray(scene).save(tmp_path / "scene.png")
+    result, found = demo.predict(str(tmp_path / "scene.png")), predict(scene)
+    assert demo.fusions == ("confidence", "average", "clip", "dinov3") and np.array_equal(result["image"], scene)
+    for fusion, name in (("confidence", "fused"), ("clip", "clip"), ("dinov3", "dinov3")):
+        labels, confidence = result[fusion]
+        assert np.array_equal(labels, found[name][1])
+        assert np.array_equal(confidence, np.floor(255 * found[name][0]))
+    assert not np.array_equal(result["average"][1], result["confidence"][1])
+    assert demo.predict(None) is None
+
+
+@pytest.mark.parametrize(("opacity", "fusion"), [(0.5, "confidence"), (0.0, "clip"), (1.0, "dinov3")])
+def test_pictures_follow_the_fusion_and_the_opacity(opacity, fusion, demo, predict, scene, tmp_path):
+    Image.fromarray(scene).save(tmp_path / "scene.png")
+    fused, confidence, clip, dinov3, legend = demo.show(demo.predict(str(tmp_path / "scene.png")), fusion, opacity)
+    expected, found = expected_pictures(scene, predict, opacity), predict(scene)
+    name = "fused" if fusion == "confidence" else fusion
+    assert np.array_equal(fused, expected[name])
+    assert np.array_equal(clip, expected["clip"]) and np.array_equal(dinov3, expected["dinov3"])
+    assert np.array_equal(confidence, confidence_picture(np.floor(255 * found[name][0]) / 255))
+    rows = re.findall(r"background:rgb\((\d+),(\d+),(\d+)\).*?<td>(\w+)</td><td>([\d.]+) %</td>", legend)
+    assert [(row[3], float(row[4])) for row in rows] == expected_shares(found[name][1])
+    assert all(CLASSES[row[3]] == tuple(map(int, row[:3])) for row in rows)
+    assert demo.show(None, fusion, opacity) == [None, None, None, None, ""]
+
+
+def test_the_legend_has_the_mean_confidence_of_each_class(demo):
+    labels, confidence = np.array([[0, 0, 0, 2]]), np.array([[255, 51, 204, 102]])
+    rows = re.findall(r"<td>(\w+)</td><td>(.*?)</td><td>(.*?)</td>", demo.legend(labels, confidence))
+    assert rows == [("land", "75.0 %", "67 %"), ("water", "25.0 %", "40 %"), ("road", "0.0 %", "-")]
+
+
+def test_large_images_are_scaled_down(demo, scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_page, "MAX_SIDE_PX", 48)
+    Image.fromarray(scene[:64]).save(tmp_path / "scene.png")
+    result = demo.predict(str(tmp_path / "scene.png"))
+    assert result["image"].size == (48, 32) and result["clip"][0].shape == (32, 48)
+
+
+def test_images_that_do_not_fit_are_errors_that_name_the_file(demo, tmp_path):
+    Image.fromarray(np.full((40, 40), 3000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for name in ("deep.png", "broken.png"):
+        with pytest.raises(demo_page.gr.Error) as error:
+            demo.predict(str(tmp_path / name))
+        assert name in error.value.message and str(tmp_path) not in error.value.message
+
+
+def test_a_model_of_one_student_shows_that_student_alone(scene, tmp_path):
+    save_checkpoint(tmp_path / "model", crop_size=32, fusion="dinov3")
+    demo = demo_page.Demo(str(tmp_path / "model"), crop_size=48)
+    assert (demo.fusions, demo.students, demo.crop_size) == (("dinov3",), ("dinov3",), 48)
+    Image.fromarray(scene).save(tmp_path / "scene.png")
+    result = demo.predict(str(tmp_path / "scene.png"))
+    fused, _, dinov3, _ = demo.show(result, "dinov3", 0.5)
+    assert set(result) == {"image", "dinov3"} and np.array_equal(fused, dinov3)
+
+
+def test_the_command_serves_the_model_with_its_options(checkpoint, monkeypatch):
+    launched = []
+    monkeypatch.setattr(demo_page, "launch", lambda demo, share, port: launched.append((demo, share, port)))
+    words = ("--checkpoint", checkpoint, "--crop_size", 48, "--port", 8000, "--share")
+    assert run_command("demo", *words).returncode == 0 and run_command("demo", *words[:2]).returncode == 0
+    (first, *options), (second, *defaults) = launched
+    assert (first.name, first.crop_size, *options) == (str(checkpoint), 48, True, 8000)
+    assert (second.name, second.crop_size, *defaults) == (str(checkpoint), 32, False, None)
+
+
+def test_missing_models_and_libraries_are_errors_without_a_traceback(checkpoint, tmp_path, monkeypatch):
+    done = run_command("demo", "--checkpoint", tmp_path / "nowhere")
+    assert done.returncode == 1 and done.stderr.startswith(f"error: --checkpoint is '{tmp_path / 'nowhere'}', which")
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "co2s_hf.cli.demo_page")
+    done = run_command("demo", "--checkpoint", checkpoint)
+    assert done.returncode == 1 and "The demo needs more libraries (" in done.stderr
+    assert done.stderr.startswith("error: ") and "pip install 'co2s_hf[demo]'" in done.stderr
+
+
+# --- the page, served by the app.py of a Space
+
+
+@pytest.fixture(scope="module")
+def space(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("space") / "space"
+    done = run_command("push", "--checkpoint", checkpoint, "--space_dir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(space, tmp_path_factory):
+    """Address of the page. The Space's own copy of the package serves it."""
+    variables = environment() | {"PYTHONUNBUFFERED": "1", "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("uploads"))}
+    del variables["PYTHONPATH"]
+    page = subprocess.Popen(
+        [sys.executable, "app.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=variables,
+        cwd=space,
+    )
     lines = []
     for line in page.stdout:
         lines.append(line)
         if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-            return page, found[0]
-    raise AssertionError("".join(lines))
+            break
+    else:
+        pytest.fail("".join(lines))
+    yield found[0]
+    page.terminate()
+    page.wait()
+    page.stdout.close()
 
 
 @pytest.fixture(scope="module")
-def address(checkpoint):
-    page, address = served(ROOT / "examples" / "app.py", "--checkpoint", checkpoint)
-    yield address
-    page.terminate()
-    page.wait()
-
-
-@pytest.fixture
-def browser_page(address):
+def browser():
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
-        page = browser.new_page()
-        page.goto(address)
-        yield page
+        yield browser
         browser.close()
 
 
-def picture(page, name):
-    """The pixels of one of the pictures, as the page's server has them."""
+@pytest.fixture
+def page(browser, address):
+    page = browser.new_page()
+    page.goto(address)
+    yield page
+    page.close()
+
+
+def picture(page, name: str) -> np.ndarray:
+    """Load one of the pictures from the address that the page shows."""
     with urllib.request.urlopen(page.locator(f"#{name} img").first.get_attribute("src")) as answer:
         return np.asarray(Image.open(answer).convert("RGB"))
 
 
-def test_an_image_goes_in_and_an_overlay_comes_out(browser_page, tmp_path):
-    scene = draw_scene(np.random.default_rng(5), 96)[0]
+def legend(page) -> list[tuple[str, float]]:
+    """Read the classes and their shares of the area from the table."""
+    rows = re.findall(r"(land|road|water)\s+([\d.]+) %", page.inner_text("#legend"))
+    return [(name, float(share)) for name, share in rows]
+
+
+def test_an_image_gets_its_pictures_and_its_legend(page, predict, scene, tmp_path):
     Image.fromarray(scene).save(tmp_path / "scene.png")
-    browser_page.set_input_files("#image input[type=file]", tmp_path / "scene.png")
-    browser_page.wait_for_selector("#dinov3 img")
-    fused, confidence = picture(browser_page, "fused"), picture(browser_page, "confidence")
-    assert fused.shape == confidence.shape == scene.shape
-    assert len(np.unique(fused.reshape(-1, 3), axis=0)) > 100  # the scene shows through
-    assert not np.array_equal(fused, scene)
-    legend = browser_page.inner_text("#legend")
-    assert {"land", "road", "water"} <= set(legend.split())
-    shares = [float(share) for share in re.findall(r"(\d+\.\d) %", legend)]
-    assert sum(shares) == pytest.approx(100, abs=0.2) and shares == sorted(shares, reverse=True)
+    page.set_input_files("#image input[type=file]", tmp_path / "scene.png")
+    page.wait_for_selector("#dinov3 img")
+    expected, found = expected_pictures(scene, predict), predict(scene)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(picture(page, name), values, err_msg=name)
+    assert legend(page) == expected_shares(found["fused"][1])
 
-    before = browser_page.locator("#fused img").first.get_attribute("src")
-    browser_page.get_by_label("DINOv3 alone").check()
-    browser_page.wait_for_function(
-        "src => document.querySelector('#fused img').src != src", arg=before
-    )  # from what is kept: no new prediction
-    np.testing.assert_array_equal(picture(browser_page, "fused"), picture(browser_page, "dinov3"))
+    before = page.locator("#fused img").first.get_attribute("src")
+    page.get_by_label("DINOv3 alone").check()  # drawn again from the stored prediction
+    page.wait_for_function("src => document.querySelector('#fused img').src != src", arg=before)
+    np.testing.assert_array_equal(picture(page, "fused"), expected["dinov3"])
+    assert legend(page) == expected_shares(found["dinov3"][1])
 
 
-def test_more_than_eight_bits_are_not_guessed_at(browser_page, tmp_path):
+def test_images_of_more_than_8_bits_are_an_error_on_the_page(page, tmp_path):
     Image.fromarray(np.full((40, 40), 3000, dtype=np.uint16)).save(tmp_path / "deep.png")
-    browser_page.set_input_files("#image input[type=file]", tmp_path / "deep.png")
-    browser_page.wait_for_selector("text=deep.png")
-    assert browser_page.locator("#fused img").count() == 0
+    page.set_input_files("#image input[type=file]", tmp_path / "deep.png")
+    page.wait_for_selector("text=deep.png")
+    assert page.locator("#fused img").count() == 0
 
 
-def test_a_sample_needs_one_click(browser_page):
-    browser_page.locator("#samples img").first.click()
-    browser_page.wait_for_selector("#fused img")
-    assert len(np.unique(picture(browser_page, "fused").reshape(-1, 3), axis=0)) > 100
+def test_a_drawn_sample_needs_one_click(page, predict):
+    page.locator("#samples img").first.click()
+    page.wait_for_selector("#dinov3 img")
+    sample = draw_scene(np.random.default_rng([0, 0]), demo_page.SAMPLE_PX)[0]
+    for name, values in expected_pictures(sample, predict).items():
+        np.testing.assert_array_equal(picture(page, name), values, err_msg=name)
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", str(ROOT / "README.md"), "README.md"])
-def test_the_page_shows_nothing_else_of_the_disk(address, path):
-    with pytest.raises(urllib.error.HTTPError, match=r"403|404"):
-        urllib.request.urlopen(f"{address}/gradio_api/file={path}")
+def read(address: str, path) -> bytes:
+    """Ask the page's server for a file."""
+    with urllib.request.urlopen(f"{address}/gradio_api/file={path}") as answer:
+        return answer.read()
 
 
-def test_a_space_runs_as_it_is_written(checkpoint, tmp_path):
-    script = ROOT / "examples" / "push_to_hub.py"
-    command = [sys.executable, script, "--checkpoint", checkpoint, "--space_dir", tmp_path / "space"]
-    subprocess.run(command, check=True, capture_output=True)
-    page, address = served(tmp_path / "space" / "app.py")
-    try:
-        with urllib.request.urlopen(address) as answer:
-            assert "Co2S" in answer.read().decode()
-    finally:
-        page.terminate()
-        page.wait()
-
-
-def test_a_missing_model_is_an_error_without_a_traceback(tmp_path):
-    command = [sys.executable, ROOT / "examples" / "app.py", "--checkpoint", tmp_path / "nowhere"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "nowhere" in done.stderr and "Traceback" not in done.stderr
+def test_the_page_shows_no_other_file_of_the_disk(address, space, checkpoint):
+    with urllib.request.urlopen(f"{address}/config") as answer:
+        config = answer.read().decode()
+    assert json.loads(config)["title"] == "Co2S"
+    sample = re.search(r'"path": ?"([^"]+scene_0\.png)"', config)[1]
+    assert read(address, sample).startswith(b"\x89PNG")  # its own samples are shown
+    others = ["/etc/passwd", ROOT / "README.md", "README.md", "app.yaml", space / "app.yaml"]
+    for path in [*others, checkpoint / "model.safetensors"]:
+        with pytest.raises(urllib.error.HTTPError, match=r"403|404"):
+            read(address, path)

@@ -27,7 +27,7 @@ def test_lines_hold_means_by_class_and_counts(logbook):
     logbook.write(2, {"decoder": 1e-3})
     (line,) = read_log(logbook.path)
     assert line["loss"] == 1.5 and line["batches_without_labels"] == 1
-    assert line["clip/coverage"] == {"land": 0.25, "road": 0.5}  # of the steps that had it
+    assert line["clip/coverage"] == {"land": 0.25, "road": 0.5}  # mean over the steps that have it
     assert line["clip/pseudo_label_accuracy"] == 0.25 and "clip/right_fraction" not in line
     assert line["learning_rates"] == {"decoder": 1e-3}
     assert line["images_per_second"] > 0 and 0.05 < line["peak_memory_gb"] < 500
@@ -60,7 +60,7 @@ def test_trackers_get_flat_numbers():
     assert flatten({"a": 1.0, "b": {"c": 2.0, "d": 3.0}}) == {"a": 1.0, "b/c": 2.0, "b/d": 3.0}
 
 
-def test_the_first_broken_loss_is_skipped_and_the_second_in_a_row_stops(capsys):
+def test_one_broken_loss_is_skipped_and_two_in_a_row_stop_the_run(capsys):
     guard = NonFiniteGuard(Accelerator(cpu=True))
     good, nan, infinite = (torch.tensor(value) for value in (1.0, float("nan"), float("inf")))
     steps = [(0, good), (1, nan), (1, nan), (2, good), (3, infinite)]  # two batches make step 1

@@ -16,7 +16,7 @@ from co2s_hf.training.objective import (
 )
 
 
-# (the authors' name, ours, factor: theirs is weighted already)
+# (the authors' name, our name, factor: the authors' value is already multiplied by its weight)
 TERMS = [
     ("loss_x", "loss_supervised", 1.0),
     ("loss_s1", "loss_strong_1", 1.0),
@@ -45,7 +45,7 @@ def parity_views(batch):
 
 
 def gradients_by_authors_names(model):
-    """The norms that the fixture holds, of our parameters (in_proj and qkv are three of ours)."""
+    """Compute the gradient norms that the fixture has (in_proj and qkv are three parameters here)."""
 
     def norm(*parameters):
         return torch.stack([p.grad.norm() for p in parameters]).norm()
@@ -68,7 +68,7 @@ def gradients_by_authors_names(model):
     return norms | {
         "clip.decode_head.text_proj.0.weight": norm(clip.decoder.guidance_projection[0].weight),
         "clip.backbone.layers.0.attn.attn.out_proj.weight": norm(clip.encoder.layers[0].self_attn.out_proj.weight),
-        # Query and key of the last layer have no gradient, there or here.
+        # Query and key of the last layer have no gradient in either implementation.
         "clip.backbone.layers.11.attn.attn.in_proj_weight": norm(last.v_proj.weight),
         "dinov3.text_provider.emb.weight": norm(dinov3.guidance.queries),
         "dinov3.backbone.blocks.0.attn.proj.weight": norm(dinov3.encoder.layers[0].attention.o_proj.weight),
@@ -102,11 +102,11 @@ def test_stability_weight_follows_the_authors_schedule():
     fixture = load_parity("stability_weight")
     for step, expected in zip(fixture["step"].tolist(), fixture["weight"].tolist()):
         assert stability_weight(step, 1000) == pytest.approx(expected, rel=1e-6, abs=1e-12)
-    assert stability_weight(0, 3) == 0.5  # no room for a ramp
+    assert stability_weight(0, 3) == 0.5  # too short for a rise
 
 
 def logits_of(*probabilities):
-    """One row of pixels with two classes, of which the first has these probabilities."""
+    """Make logits of one row of pixels with two classes; the first class has these probabilities."""
     p = torch.tensor(probabilities)
     return torch.stack([p, 1 - p]).log().view(1, 2, 1, -1).requires_grad_()
 
@@ -115,8 +115,8 @@ def value(mean):
     return mean.total / mean.count
 
 
-def test_who_learns_from_whom():
-    #                 both sure, CLIP more; a tie; only DINOv3 sure; neither sure
+def test_the_less_confident_student_learns():
+    #                 both confident, CLIP more; a tie; only DINOv3 confident; neither
     clip = logits_of(0.99, 0.97, 0.60, 0.70)
     dinov3 = logits_of(0.96, 0.03, 0.98, 0.80)
     losses = stability_losses(clip, dinov3, threshold=0.95)
@@ -133,12 +133,12 @@ def test_reference_stability_has_the_same_value_and_no_gradient():
     assert paper.requires_grad and not reference.requires_grad
 
 
-def test_nobody_sure_means_nobody_learns():
+def test_without_confident_pixels_no_student_learns():
     losses = stability_losses(logits_of(0.5, 0.6), logits_of(0.7, 0.8), threshold=0.95)
     assert all(mean.total.item() == 0 and mean.count.item() == 0 for mean in losses.values())
 
 
-def test_pseudo_label_loss_divides_by_all_pixels_that_show_an_image():
+def test_pseudo_label_loss_divides_by_all_image_pixels():
     own = PseudoLabels(
         labels=torch.tensor([[[0, 1, 1, 0]], [[1, 1, 0, 0]]]),
         confidence=torch.tensor([[[0.99, 0.5, 0.97, 0.99]], [[0.6, 0.98, 0.7, 0.8]]]),
@@ -147,7 +147,7 @@ def test_pseudo_label_loss_divides_by_all_pixels_that_show_an_image():
     strong = torch.randn(2, 2, 1, 4)
     ce = F.cross_entropy(strong, own.labels, reduction="none")[:, 0]
     torch.testing.assert_close(value(own.loss(strong, 0.95)), (ce[0, 0] + ce[0, 2] + ce[1, 1]) / 7)
-    ratio = 2 / 3 * ce[0, :3].sum() + 1 / 4 * ce[1].sum()  # each image by its share of confident pixels
+    ratio = 2 / 3 * ce[0, :3].sum() + 1 / 4 * ce[1].sum()  # weights: each image's share of confident pixels
     torch.testing.assert_close(value(own.loss(strong, 0.95, "pixelratio")), ratio / 7)
     average = (0.99 + 0.5 + 0.97) / 3 * ce[0, :3].sum() + (0.6 + 0.98 + 0.7 + 0.8) / 4 * ce[1].sum()
     torch.testing.assert_close(value(own.loss(strong, 0.95, "pixelavg")), average / 7)
@@ -165,20 +165,20 @@ def test_labeled_loss_weights_classes_as_torch_does():
 
 
 def test_hard_examples_are_mined():
-    # 20 pixels of class 0, each with its own probability; one is ignored
+    # 20 pixels of class 0 with different probabilities; one is ignored
     probabilities = torch.linspace(0.95, 0.50, 20)
     labels = torch.zeros(1, 1, 20, dtype=torch.long)
     labels[0, 0, -1] = 255
     logits = logits_of(*probabilities.tolist())
     hard = -probabilities[:-1][probabilities[:-1] < 0.7].log()
     torch.testing.assert_close(value(labeled_loss(logits, labels, 255, "ohem")), hard.mean())
-    easy = logits_of(*torch.linspace(0.99, 0.9, 20).tolist())  # none below 0.7: the hardest two of 19 remain
+    easy = logits_of(*torch.linspace(0.99, 0.9, 20).tolist())  # none is below 0.7, so the hardest two of 19 are used
     expected = -torch.linspace(0.99, 0.9, 20)[17:19].log().mean()
     torch.testing.assert_close(value(labeled_loss(easy, labels, 255, "ohem")), expected)
 
 
 @pytest.mark.parametrize("kind", LABELED_LOSSES)
-def test_a_batch_of_ignored_labels_gives_zero_connected_to_the_graph(kind):
+def test_a_batch_of_ignored_labels_has_loss_zero_with_a_gradient(kind):
     model = make_model()
     views = make_views()
     losses = Co2SObjective(model, labeled_loss=kind)(
@@ -214,7 +214,7 @@ def test_neighbours_are_partners():
     objective = Co2SObjective(make_model(), threshold=0.34, feature_dropout=0.0)
     views = make_views()
     implicit = objective(views, 0.5)
-    order = [1, 0, 0]  # neighbours swap, the last of an odd batch takes the first
+    order = [1, 0, 0]  # neighbours swap; the partner of the last image is the first one
     partners = {f"partner_{k}": getattr(views, k)[order] for k in ("weak", "strong_1", "strong_2", "padding")}
     explicit = objective(make_views(**partners), 0.5)
     assert implicit["clip/loss_strong_1"] > 0
@@ -232,7 +232,7 @@ def test_warm_up_step_learns_from_labels_alone():
     torch.testing.assert_close(full["clip/loss_supervised"], losses["clip/loss_supervised"])
 
 
-def test_feature_dropout_reaches_its_term_alone():
+def test_feature_dropout_changes_its_own_loss_only():
     views, losses = make_views(), {}
     for probability in (0.0, 1.0):
         losses[probability] = Co2SObjective(make_model(), threshold=0.34, feature_dropout=probability)(views, 0.5)
@@ -240,7 +240,7 @@ def test_feature_dropout_reaches_its_term_alone():
     assert changed == {"loss"} | {f"{s}/{t}" for s in ("clip", "dinov3") for t in ("loss", "loss_feature_dropout")}
 
 
-def test_stability_off_leaves_the_other_terms():
+def test_stability_off_keeps_the_other_losses():
     views = make_views()
     losses = {}
     for mode in ("off", "paper"):
@@ -278,7 +278,7 @@ def test_one_student_alone(student):
     torch.testing.assert_close(alone["loss"], both[f"{student}/loss"], check_dtype=False)
 
 
-def test_pseudo_labels_are_measured_and_not_trained_on_the_truth():
+def test_hidden_labels_measure_pseudo_labels_without_training():
     model, views = make_model(), make_views()
     objective = Co2SObjective(model, threshold=0.36, feature_dropout=0.0)
     with torch.no_grad():
