@@ -40,7 +40,12 @@ class Arguments:
             raise UserValueError(f"`max_side` is {self.max_side}; it must be at least 8.")
 
 
-COMMAND = Command("visualize_attention", __doc__, [own_group("sheet", Arguments)])
+COMMAND = Command(
+    name="examples/visualize_attention.py",
+    description=__doc__,
+    groups=[own_group("sheet", Arguments)],
+    program="python",
+)
 
 
 def main():

@@ -50,7 +50,7 @@ PLACE = {
 
 
 def make_config(**kwargs) -> Co2SConfig:
-    """Configure 3-layer backbones, 16 wide, with patches of 4 and 8 px, a decoder of 16 channels, and three classes."""
+    """Configure 3-layer backbones (16 wide, patches of 4 and 8 px), a decoder of 16 channels, and three classes."""
     backbone = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
     defaults = {
         "clip_config": {**backbone, "patch_size": 4, "image_size": 16, "projection_dim": 12},

@@ -1,4 +1,8 @@
-"""The flags that several commands share: data, training, scenes and the Hub."""
+"""The flags that several commands share: data, training and the Hub.
+
+A new training flag is a field in training/options.py and a [`Flag`] here. It then appears in `co2s train` and in `co2s
+finetune` (unless the HELPS of finetune.py say None).
+"""
 
 import re
 from dataclasses import dataclass

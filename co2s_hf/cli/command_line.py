@@ -31,8 +31,8 @@ class Flag:
 
     Args:
         help: Help text.
-        parse: Turns the word (with `many`: the list of words) into the option's value, or raises ValueError. None: the
-            option's type does.
+        parse: Function that converts the word (or, with `many`, the list of words) to the value. It raises ValueError
+            for a wrong word. None: convert with the type of the field.
         many: The flag takes several words.
         name: Name of the values in the help.
     """
@@ -69,7 +69,8 @@ class Command:
         description: Text before the flags, with example commands.
         groups: All flags.
         first: The flags that matter most; the help shows them first.
-        positional: Field, a list, that words before the first flag set.
+        positional: Name of a list field. Words before the first flag go into it.
+        program: Program that runs the command.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Command:
     groups: Sequence[Group]
     first: Sequence[str] = ()
     positional: str | None = None
+    program: str = "co2s"
 
     def parse(self, words: Sequence[str] | None = None) -> dict[type, Any]:
         """Read a command line, with options from `--config FILE` first.
@@ -90,7 +92,8 @@ class Command:
         words = list(sys.argv[1:] if words is None else words)
         parser = self._parser()
         try:
-            # Apart: the last option of the file may take several words, and must not take the first words of `words`.
+            # The file and the command line are parsed separately. Otherwise a last option of the file that takes
+            # several words would also take the first words of the command line.
             given = vars(parser.parse_args(self._words_of_config(words))) | vars(parser.parse_args(words))
             given.pop("config", None)
             for group in self.groups:
@@ -114,7 +117,7 @@ class Command:
             sys.exit(f"error: {self.in_flags(str(error))}")
 
     def in_flags(self, message: str) -> str:
-        """Replace the parameters that a library error names, `bands` or `bands=(4, 3, 2)`, by this command's flags."""
+        """Rewrite parameter names in an error message as flags: `bands=(4, 3, 2)` becomes --bands 4,3,2."""
 
         def as_flag(match: re.Match) -> str:
             name, value = match["name"], match["value"]
@@ -147,7 +150,7 @@ class Command:
     def _parser(self) -> argparse.ArgumentParser:
         before = f"[{self.positional} ...] " if self.positional else ""
         parser = argparse.ArgumentParser(
-            prog=f"co2s {self.name}",
+            prog=f"{self.program} {self.name}",
             usage=f"%(prog)s {before}[--flag value ...]",
             description=self.description,
             formatter_class=argparse.RawDescriptionHelpFormatter,

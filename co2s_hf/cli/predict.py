@@ -121,8 +121,8 @@ def check(args: PredictArguments, scene_options: SceneOptions, data_options: Dat
     if not args.scenes:
         options = {f.name: f.default for f in fields(SceneOptions)} | {"resume": False}
         given = {f.name: getattr(scene_options, f.name) for f in fields(SceneOptions)} | {"resume": args.resume}
-        for name in options.keys() - {"save_confidence"}:
-            if given[name] != options[name]:
+        for name in options:
+            if given[name] != options[name] and name != "save_confidence":
                 raise UserValueError(f"`{name}` is for scenes: `co2s predict scene.tif`.")
     if not 0 <= args.opacity <= 1:
         raise UserValueError(f"`opacity` is {args.opacity}; it lies between 0 and 1.")

@@ -111,7 +111,9 @@ class WindowGrid:
         return max(1, windows_per_batch // len(self.lefts))
 
     def restart_row(self, row: int, windows_per_batch: int) -> int:
-        """Return the row of windows to restart at, so that the results from `row` on are those of a run from the top.
+        """Return the row of windows to restart at.
+
+        From there, the results from `row` on equal those of an uninterrupted run.
 
         The restart is above `row`, because the windows above it overlap it and because batches must be the same.
         """

@@ -22,9 +22,9 @@ from .evaluation import Evaluation
 from .options import TrainingOptions
 
 
-RECORD = "arguments.json"
+RECORD = "arguments.json"  # saved models have a copy, training.json
 CHECKPOINTS_KEPT = 2
-# Everything that a run writes into its folder, and --overwrite_output_dir removes; co2s_hf/ is TensorBoard's.
+# Everything that a run writes into its folder, and `overwrite_output_dir` removes. TensorBoard writes co2s_hf/.
 WRITTEN = ("checkpoints", "model", "best_model", "adapter", "best_adapter", "merged", "splits", "co2s_hf")
 WRITTEN += (RECORD, "log.jsonl", "metrics.json", "metrics_before.json", "predictions.png", "curves.png")
 # Options that do not change what is computed, so a resumed run may change them.
@@ -76,7 +76,9 @@ def save_checkpoint(accelerator: Accelerator, root: Path, step: int, keep: int =
 
 
 def find_checkpoint(root: Path, name: str | None) -> Path | None:
-    """Return the checkpoint to resume from: the newest below `root` for "last", else the named one; None for None.
+    """Return the checkpoint to resume from.
+
+    For "last" this is the newest one below `root`, for a path that one, and for None it is None.
 
     Raises:
         UserFileNotFoundError: There is no such checkpoint.
@@ -98,6 +100,11 @@ def find_checkpoint(root: Path, name: str | None) -> Path | None:
 def checkpoint_step(folder: Path) -> int:
     """Return the number of steps that were done when the checkpoint was saved."""
     return int(folder.name.removeprefix("step-"))
+
+
+def is_in_run(checkpoint: Path | None, output_dir: Path) -> bool:
+    """Return whether the checkpoint belongs to the run in a folder, which is then continued there."""
+    return checkpoint is not None and checkpoint.resolve().parent.parent == output_dir.resolve()
 
 
 def make_record(
@@ -134,11 +141,6 @@ def make_record(
     return json.loads(json.dumps(record))  # tuples become lists, as in the saved record that it is compared with
 
 
-def read_record(output_dir: Path) -> dict:
-    """Read the record of the run in a folder."""
-    return json.loads((output_dir / RECORD).read_text(encoding="utf-8"))
-
-
 def check_output_dir(options: TrainingOptions):
     """Refuse an output folder with content, unless an earlier run in it is to be overwritten.
 
@@ -154,14 +156,27 @@ def check_output_dir(options: TrainingOptions):
         )
 
 
-def check_same_run(checkpoint: Path, record: dict):
-    """Refuse to resume a run whose options, data or number of processes were different.
+def check_same_run(checkpoint: Path, record: dict) -> dict:
+    """Refuse to resume a run whose options, image sets or number of processes were different.
+
+    Args:
+        checkpoint: Folder in `checkpoints/` of that run.
+        record: Of the run that resumes.
+
+    Returns:
+        The record of the run that is resumed.
 
     Raises:
+        UserFileNotFoundError: The checkpoint is not in the folder of a run.
         UserValueError: Lists the differences.
     """
-    output_dir = checkpoint.parent.parent
-    saved = read_record(output_dir)
+    output_dir = checkpoint.resolve().parent.parent
+    path = output_dir / RECORD
+    if not path.exists():
+        raise UserFileNotFoundError(
+            f"'{path}' does not exist. Leave '{checkpoint}' in the checkpoints/ of its run, and resume it there."
+        )
+    saved = json.loads(path.read_text(encoding="utf-8"))
     before, now = ({**r["arguments"], **{n: r[n] for n in ("num_processes", "data_hash")}} for r in (saved, record))
     differing = [
         f"`{name}` was {before.get(name)}, now {now[name]}"
@@ -172,6 +187,7 @@ def check_same_run(checkpoint: Path, record: dict):
         raise UserValueError(
             f"This is not the run in {output_dir}: {'; '.join(differing)}. Resume with the options of that run."
         )
+    return saved
 
 
 def start_output(options: TrainingOptions, data: Source, record: dict):
@@ -205,8 +221,8 @@ __all__ = [
     "check_same_run",
     "checkpoint_step",
     "find_checkpoint",
+    "is_in_run",
     "make_record",
-    "read_record",
     "save_checkpoint",
     "save_model",
     "start_output",

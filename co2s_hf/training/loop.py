@@ -28,8 +28,8 @@ from .checkpoints import (
     check_same_run,
     checkpoint_step,
     find_checkpoint,
+    is_in_run,
     make_record,
-    read_record,
     save_checkpoint,
     save_model,
     start_output,
@@ -66,9 +66,9 @@ def setup(
     """Open and check the data, build the model, and restore a checkpoint. The output folder stays as it is.
 
     Args:
-        options: Of the training. Options that are None are set.
-        data_options: Of the data. Without any source, scenes are drawn beside the output folder.
-        build: Makes the model for the data, in training mode, with the trained parameters unfrozen.
+        options: Options of the training. This function fills in the ones that are None, in place.
+        data_options: Options of the data. Without any source, scenes are drawn beside the output folder.
+        build: Builds the model for the data, in training mode. Only the parameters to be trained are unfrozen.
         config: Of the trained model that is adapted: how it reads images, and its classes.
         command: Words of the command line, for the record.
 
@@ -79,7 +79,7 @@ def setup(
     options.fill(options.defaults)
     accelerator = start_accelerate(options)
     checkpoint = find_checkpoint(Path(options.output_dir) / "checkpoints", options.resume_from_checkpoint)
-    if checkpoint is None and accelerator.is_main_process:
+    if accelerator.is_main_process and not is_in_run(checkpoint, Path(options.output_dir)):
         check_output_dir(options)
 
     is_drawn = not data_options.has_source
@@ -88,8 +88,7 @@ def setup(
     options.resolve_steps(steps_per_epoch(len(data.labeled), len(data.unlabeled), num_images))
     record = make_record(options, data_options, data, accelerator, command, is_drawn)
     if checkpoint is not None:
-        check_same_run(checkpoint, record)
-        record = read_record(Path(options.output_dir))
+        record = check_same_run(checkpoint, record)
     class_weights = read_class_weights(options, data)
 
     set_seed(options.seed)
@@ -100,7 +99,7 @@ def setup(
     scheduler = polynomial_decay(optimizer, options.max_train_steps)
     first_item = num_images * (checkpoint_step(checkpoint) if checkpoint else 0)
     loader = make_loader(options, data, model.config, num_images, first_item, accelerator)
-    # The objective's forward is the whole step, so it is what Accelerate wraps.
+    # Accelerate wraps the objective, because its forward computes all losses of a batch.
     objective, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
     accelerator.register_for_checkpointing(scheduler)
     if checkpoint is not None:
@@ -153,7 +152,7 @@ def train(run: Run, evaluate_first: bool = False) -> Trained:
             run.logbook.write(done, {group["name"]: group["lr"] for group in run.optimizer.param_groups})
         run.scheduler.step()
         with run.logbook.paused():
-            if is_checkpoint and not was_skipped:  # after a skipped step, the next step shows whether training goes on
+            if is_checkpoint and not was_skipped:  # after a skipped step the run may be about to stop
                 save_checkpoint(accelerator, run.output_dir / "checkpoints", done)
                 accelerator.print(f"Saved a checkpoint after step {done}.", flush=True)
             if options.eval_steps and done % options.eval_steps == 0 and not is_last:
@@ -189,7 +188,8 @@ def training_step(run: Run, batch: dict, index: int) -> bool:
             run.logbook.add(losses, len(names) * run.accelerator.num_processes)
             run.accelerator.backward(losses["loss"])
         if run.accelerator.sync_gradients and run.skips_step:  # one broken batch skips the whole step
-            run.optimizer.zero_grad()
+            run.optimizer.zero_grad()  # without gradients, the update below changes nothing
+        # Before the last batch of a step, Accelerate's wrapper does nothing here.
         run.optimizer.step()
         run.optimizer.zero_grad()
     was_skipped = run.skips_step
@@ -199,8 +199,8 @@ def training_step(run: Run, batch: dict, index: int) -> bool:
 
 
 def begin(run: Run):
-    """Create the output folder of a new run, and start the trackers."""
-    if run.checkpoint is None and run.accelerator.is_main_process:
+    """Create the output folder, remove results of an earlier run from a new run's folder, and start the trackers."""
+    if run.accelerator.is_main_process and not is_in_run(run.checkpoint, run.output_dir):
         start_output(run.options, run.data, run.record)
     run.accelerator.wait_for_everyone()
     if run.options.report_to:
@@ -246,8 +246,8 @@ def finish(run: Run) -> Trained:
         shown = predict_examples(run.model, run.image_processor, data.validation[:NUM_SHOWN], run.options.crop_size)
         draw_predictions(shown, data.id2label, palette, output_dir / "predictions.png")
         print(f"Look at {output_dir / 'predictions.png'} and {output_dir / 'curves.png'}.")
-    # The process group must outlive the wrapper that reduces gradients through it. Otherwise PyTorch may hang at exit
-    # with gloo, waiting for a thread that waits for the interpreter.
+    # Delete the DistributedDataParallel wrapper before the process group ends. Otherwise PyTorch with gloo may hang at
+    # exit.
     run.objective, run.optimizer, run.loader = accelerator.free_memory(run.objective, run.optimizer, run.loader)
     accelerator.end_training()
     best_folder = run.best_folder if run.best_folder.exists() else None
@@ -255,7 +255,10 @@ def finish(run: Run) -> Trained:
 
 
 def savable(run: Run) -> Co2SForSemanticSegmentation:
-    """Return what is saved: an adapter as such, else the whole model, with low-rank updates merged."""
+    """Return the model to save.
+
+    A run that saves an adapter keeps it separate. Any other run merges LoRA updates into the model.
+    """
     return merged(run.model) if has_adapter(run.model) and run.options.saved_as == "model" else run.model
 
 

@@ -4,10 +4,10 @@ Both students learn from labels, from their own confident pseudo-labels on stron
 (UniMatch, arXiv 2208.09910), and from the other student where it is more confident (the paper's global-local
 collaborative fusion).
 
-Each loss is a sum over pixels and a number of pixels, which are divided at the end. In a distributed run every process
-divides by the pixels of all processes. So several processes compute the same losses as one process with the whole
-batch, if each has an even number of images (CutMix then pairs the same images). Hard-pixel mining is the exception: it
-uses the pixels of its own process.
+Each loss is kept as two numbers, a sum over pixels and a pixel count. The sum is divided by the count at the end. In a
+distributed run the counts are first averaged over the processes. Distributed training then averages the gradients of
+the processes, so they are those of one process with the whole batch, if each process has an even number of images
+(CutMix then pairs the same images). Hard-pixel mining is the exception: it uses the pixels of its own process.
 """
 
 import math
@@ -114,7 +114,9 @@ def stability_losses(
 
 
 class Co2SObjective(nn.Module):
-    """The model together with its losses. Distributed training wraps and calls this module: its forward is a step.
+    """The model together with its losses.
+
+    Distributed training wraps this module; its forward computes all losses of a batch.
 
     Args:
         model: A [`Co2SForSemanticSegmentation`], with or without adapters.
@@ -127,7 +129,7 @@ class Co2SObjective(nn.Module):
         confidence_mode: Weights of pseudo-labels, see [`PseudoLabels.loss`].
         labeled_loss: "cross_entropy" or "ohem", see [`labeled_loss`].
         class_weights: (classes,), weights of the labelled pixels of each class.
-        accelerator: Of a distributed run; losses are then means over the pixels of all its processes.
+        accelerator: Of a distributed run; the mean of the losses over its processes is then that of the whole batch.
 
     Raises:
         ValueError: A name or range is wrong.
@@ -275,7 +277,7 @@ class Co2SObjective(nn.Module):
         return quality
 
     def _divided(self, means: dict[str, dict[str, Mean]]) -> dict[str, dict[str, torch.Tensor]]:
-        """Divide every sum by its number of pixels, which one exchange averages over the processes."""
+        """Divide every sum by its pixel count. The counts are first averaged over the processes, in one call."""
         keys = [(name, term) for name in means for term in means[name]]
         counts = torch.stack([means[name][term].count.detach().float() for name, term in keys])
         if self.accelerator is not None:
@@ -291,7 +293,7 @@ class Co2SObjective(nn.Module):
         if "loss_strong_1" in terms:
             total = total + self.strong_weight * (terms["loss_strong_1"] + terms["loss_strong_2"])
             total = total + self.feature_dropout_weight * terms["loss_feature_dropout"]
-        total = 0.5 * total
+        total = 0.5 * total  # the authors halve the sum of all these losses
         if "loss_stability" in terms:
             total = total + stability_weight * terms["loss_stability"]
         return total

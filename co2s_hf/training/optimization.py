@@ -8,13 +8,14 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
+from .options import PRETRAINED
 
 
 def make_optimizer(
     model: Co2SForSemanticSegmentation,
-    learning_rate: float = 1e-4,
-    backbone_lr_scale: float = 0.01,
-    decoder_lr_scale: float = 10.0,
+    learning_rate: float = PRETRAINED["learning_rate"],
+    backbone_lr_scale: float = PRETRAINED["backbone_lr_scale"],
+    decoder_lr_scale: float = PRETRAINED["decoder_lr_scale"],
     weight_decay: float = 0.01,
 ) -> Optimizer:
     """Make AdamW over the trainable parameters: low rates for backbones, the base rate for queries, high for decoders.

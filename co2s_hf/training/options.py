@@ -63,7 +63,9 @@ class LoraOptions:
 
 @dataclass
 class TrainingOptions(LoraOptions):
-    """The options of a training run. None stands for a default that depends on other options; see [`resolve`].
+    """The options of a training run.
+
+    None stands for a default that depends on other options; see `defaults` and `resolve_steps`.
 
     Args:
         clip_model, dinov3_model: Pretrained backbones (Hub name or folder). None: small ones, from scratch.
@@ -74,8 +76,8 @@ class TrainingOptions(LoraOptions):
         recipe: "released" follows the authors' released code where it differs from the paper.
         confidence_threshold: tau: confidence from which pseudo-labels are used and a student teaches, 0 to 1.
         confidence_mode: Weights of pseudo-labels, see [`PseudoLabels.loss`].
-        strong_weight: Weight of each strong view's loss.
-        feature_dropout_weight: Weight of the loss of the perturbed features.
+        strong_weight: Weight of each strong view's loss, relative to the loss on labels.
+        feature_dropout_weight: Weight of the loss of the perturbed features, relative to the loss on labels.
         stability_weight: lambda: final weight of the loss between the students; 0 leaves that loss out.
         labeled_loss: Loss on the labels, see [`labeled_loss`].
         class_weights: Weights of labelled pixels by class: numbers, or ["balanced"] (inverse to their frequency).

@@ -41,7 +41,7 @@ class Run:
         image_processor: Of the model.
         objective: The model with its losses, prepared by Accelerate.
         optimizer: Prepared by Accelerate.
-        scheduler: Not prepared: it counts steps, not processes.
+        scheduler: Not wrapped by Accelerate, which would advance it once per process instead of once per step.
         loader: Batches from the first step on, prepared by Accelerate.
         checkpoint: Checkpoint that the run was resumed from.
         record: Everything that is needed to repeat the run, see [`make_record`].

@@ -111,11 +111,14 @@ def test_the_legend_has_the_mean_confidence_of_each_class(demo):
     assert rows == [("land", "75.0 %", "67 %"), ("water", "25.0 %", "40 %"), ("road", "0.0 %", "-")]
 
 
-def test_large_images_are_scaled_down(demo, scene, tmp_path, monkeypatch):
+def test_large_images_are_scaled_down(demo, predict, scene, tmp_path, monkeypatch):
     monkeypatch.setattr(demo_page, "MAX_SIDE_PX", 48)
     Image.fromarray(scene[:64]).save(tmp_path / "scene.png")
     result = demo.predict(str(tmp_path / "scene.png"))
-    assert result["image"].size == (48, 32) and result["clip"][0].shape == (32, 48)
+    small = Image.fromarray(scene[:64])
+    small.thumbnail((48, 48))
+    assert small.size == (48, 32) and np.array_equal(result["image"], small)
+    assert np.array_equal(result["clip"][0], predict(np.asarray(small))["clip"][1])
 
 
 def test_images_that_do_not_fit_are_errors_that_name_the_file(demo, tmp_path):

@@ -12,7 +12,6 @@ from co2s_hf.cli.train import COMMAND
 from co2s_hf.data.benchmarks import BENCHMARKS
 from co2s_hf.data.drawn_scenes import write_scenes
 from co2s_hf.data.options import DataOptions
-from co2s_hf.training import loop
 from co2s_hf.training.options import TrainingOptions, follow_protocol
 
 
@@ -135,7 +134,8 @@ def test_only_the_folder_of_a_run_is_overwritten(tmp_path):
 
 
 def test_without_data_scenes_are_drawn_beside_the_output(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "write_scenes", partial(write_scenes, size=32))  # smaller ones: evaluation is quicker
+    smaller = partial(write_scenes, size=32)  # evaluation is quicker
+    monkeypatch.setattr("co2s_hf.training.run.write_scenes", smaller)
     words = ("--output_dir", tmp_path / "runs" / "first", "--seed", 4, "--max_train_steps", 1, "--crop_size", 32)
     words += ("--per_device_train_batch_size", 1, "--method", "supervised", "--card_samples", 0, "--use_cpu")
     run = run_command("train", *words)

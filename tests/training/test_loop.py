@@ -121,6 +121,25 @@ def test_resuming_changes_nothing(uninterrupted, scenes_folder, tmp_path):
     assert other.returncode == 1 and "--learning_rate was 0.001, now 0.5" in other.stderr
 
 
+def test_a_run_resumes_into_another_folder(uninterrupted, scenes_folder, tmp_path):
+    checkpoint = uninterrupted / "checkpoints" / "step-0000006"
+    words = ("--data_dir", scenes_folder, *RESUMABLE_RUN, "--resume_from_checkpoint")
+    done = run_command("train", *words, checkpoint, "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    weights, log = weights_and_log(tmp_path / "run")
+    expected, whole_log = weights_and_log(uninterrupted)
+    assert weights == expected and log == [line for line in whole_log if line["step"] > 6]
+    record = (tmp_path / "run" / "arguments.json").read_text()
+    assert record == (uninterrupted / "arguments.json").read_text()
+
+    full = run_command("train", *words, checkpoint, "--output_dir", tmp_path)
+    assert full.returncode == 1 and "is not an empty folder" in full.stderr
+    moved = tmp_path / "elsewhere" / "checkpoints" / "step-0000006"
+    shutil.copytree(checkpoint, moved)
+    lost = run_command("train", *words, moved, "--output_dir", tmp_path / "new")
+    assert lost.returncode == 1 and "arguments.json' does not exist" in lost.stderr
+
+
 def test_a_killed_run_is_resumed_without_a_difference(uninterrupted, scenes_folder, tmp_path):
     words = ["--data_dir", scenes_folder, "--output_dir", tmp_path / "run", *RESUMABLE_RUN]
     command = [sys.executable, "-m", "co2s_hf", "train", *map(str, words)]
