@@ -1,11 +1,7 @@
 """Fixtures that the tests share."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-import torch
-from helpers import (  # before the libraries that read its environment variables
+# helpers comes first: it sets environment variables that the other imports read.
+from helpers import (
     HUB,
     PARITY,
     RESUMABLE_RUN,
@@ -16,6 +12,14 @@ from helpers import (  # before the libraries that read its environment variable
     save_checkpoint,
     train_once,
 )
+
+
+# isort: split
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
 from local_hub import LocalHub
 from safetensors import safe_open
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, DINOv3ViTConfig, DINOv3ViTModel

@@ -94,7 +94,7 @@ class Command:
         try:
             # The file and the command line are parsed separately. Otherwise a last option of the file that takes
             # several words would also take the first words of the command line.
-            given = vars(parser.parse_args(self._words_of_config(words))) | vars(parser.parse_args(words))
+            given = self._given(parser, self._words_of_config(words)) | self._given(parser, words)
             given.pop("config", None)
             for group in self.groups:
                 for name, flag in group.flags.items():
@@ -172,6 +172,16 @@ class Command:
             f"{', '.join(recipe_names())}. The command line wins.",
         )
         return parser
+
+    def _given(self, parser: argparse.ArgumentParser, words: list[str]) -> dict[str, Any]:
+        """Parse words; a mistyped flag is an error with a suggestion."""
+        found, unknown = parser.parse_known_args(words)
+        if unknown:
+            flags = [f"--{name}" for group in self.groups for name in group.flags]
+            meant = difflib.get_close_matches(unknown[0], flags, n=1)
+            text = f"unrecognized arguments: {' '.join(unknown)}" + (f"; {meant[0]}?" if meant else "")
+            raise argparse.ArgumentTypeError(text)
+        return vars(found)
 
     def _words_of_config(self, words: list[str]) -> list[str]:
         """Return the options of the file that `--config` names, as words of a command line."""
@@ -256,7 +266,7 @@ def _add_flag(place, name: str, flag: Flag, group: Group):
     if flag.parse is None and kind is bool:
         keywords = {"nargs": "?", "const": True, "type": _parse_bool, "metavar": "true|false"}
     elif flag.parse is None:
-        keywords |= {"choices": choices} if choices else {"type": kind}
+        keywords |= {"choices": choices, "metavar": f"{{{'|'.join(choices)}}}"} if choices else {"type": kind}
     if not choices and kind is not bool:
         keywords["metavar"] = flag.name or name.rsplit("_", 1)[-1].upper()
     default = group.defaults.get(name, _default_of(group.options, name))

@@ -205,7 +205,11 @@ def confusion_matrices(
 
 
 def predict_examples(
-    model: Co2SForSemanticSegmentation, image_processor: Co2SImageProcessor, samples: Iterable[Sample], crop_size: int
+    model: Co2SForSemanticSegmentation,
+    image_processor: Co2SImageProcessor,
+    samples: Iterable[Sample],
+    crop_size: int,
+    flip: bool = False,
 ) -> list[Example]:
     """Predict labelled samples for a figure: true labels, both students, the fused prediction and its confidence."""
     was_training = model.training
@@ -214,7 +218,7 @@ def predict_examples(
     for sample in samples:
         image, label = sample.load_image(), sample.load_label()
         inputs = image_processor(image, return_tensors="pt")
-        logits = predict_logits(model, inputs["pixel_values"], crop_size, (label.height, label.width))
+        logits = predict_logits(model, inputs["pixel_values"], crop_size, (label.height, label.width), flip)
         maps = {name: value.argmax(dim=0).cpu().numpy() for name, value in logits.items()}
         confidence = logits["fused"].softmax(dim=0).amax(dim=0).cpu().numpy()
         examples.append(Example(image, {"truth": np.asarray(label)} | maps, confidence))

@@ -233,6 +233,7 @@ def test_words_before_the_first_flag_set_the_positional_option(tmp_path, capsys)
     [
         (("--crop", 32), "unrecognized arguments: --crop"),  # no abbreviations
         (("--hidden", 2), "unrecognized arguments: --hidden"),
+        (("--crop_sise", 64), "unrecognized arguments: --crop_sise; --crop_size?"),
         (("--crop_size", "big"), "argument --crop_size: invalid int value: 'big'"),
         (("--crop_size", 4), "--crop_size is 4; it must be at least 8."),
         (("--method", "fixmatch"), "argument --method: invalid choice: 'fixmatch' (choose from "),
@@ -263,9 +264,9 @@ def test_help_shows_the_groups_the_defaults_and_the_first_flags_first(capsys):
         for part in (
             "the flags that matter most: --flip [true|false] Mirror 100% of the images. --crop_size SIZE",
             "SIZE Side of crops. [96]",
-            "sizes: --learning_rate RATE Rate. [0.5] --method {co2s,supervised} Method. [co2s]",
+            "sizes: --learning_rate RATE Rate. [0.5] --method {co2s|supervised} Method. [co2s]",
             "data: --class_names NAME [NAME ...] Names. --bands BANDS Bands. --scale LOW HIGH [LOW HIGH ...] Scale.",
-            "words: --files FILES [FILES ...] Files. --seed SEED Seed. [0] --stability {paper,off} Loss. [paper]",
+            "words: --files FILES [FILES ...] Files. --seed SEED Seed. [0] --stability {paper|off} Loss. [paper]",
         )
     ]
     assert places == sorted(places)
