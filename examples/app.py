@@ -1,4 +1,4 @@
-"""Open a page in the browser to try a model on images: `co2s demo` as a script.
+"""Serve a page for the browser to try a model on images: `co2s demo` as a script.
 
     pip install -c constraints.txt -e ".[demo]"
     python examples/app.py --checkpoint outputs/train_semi/model

@@ -1,9 +1,9 @@
-"""Measure the gain from the unlabelled images: train with and without them on the same labels, over several seeds.
+"""Measure the gain from unlabelled images: train with and without them, on the same labels and with several seeds.
 
     python examples/compare.py                                      # drawn scenes, three seeds
     python examples/compare.py --output_dir outputs/compare_mine --data_dir path/to/folder --max_train_steps 800
 
-All other flags are passed on to `co2s train`. Complete runs are not repeated, and an interrupted run is resumed. The
+All other flags are passed on to `co2s train`. A second call skips complete runs, and resumes an interrupted run. The
 script prints a table of the validation mean IoU in per cent, and writes comparison.json.
 """
 
@@ -21,7 +21,7 @@ METHODS = ("supervised", "co2s")
 
 
 def train(method: str, seed: int, folder: Path, further: list[str]) -> dict:
-    """Return the results of one run; train it unless its results exist."""
+    """Return the results of one run. Train first, unless the results exist."""
     if not (folder / "metrics.json").exists():
         command = [sys.executable, "-m", "co2s_hf", "train", *further]
         command += ["--method", method, "--seed", str(seed), "--output_dir", str(folder)]
@@ -35,7 +35,7 @@ def train(method: str, seed: int, folder: Path, further: list[str]) -> dict:
 
 
 def table(results: dict[int, dict[str, dict]]) -> str:
-    """Format one row per seed and one of means, with the fused gain of Co2S in the last column."""
+    """Format one row per seed and one row of means. The last column has the gain of the fused prediction."""
     predictors = [name for name in ("clip", "dinov3", "fused") if name in results[min(results)]["co2s"]]
     columns = [(method, name) for method in METHODS for name in predictors]
     rows = {
@@ -61,7 +61,9 @@ def main():
     settings = args.output_dir / "train_semi.json"  # results of other settings must not be mixed with these
     if settings.exists() and json.loads(settings.read_text(encoding="utf-8")) != further:
         before = " ".join(json.loads(settings.read_text(encoding="utf-8"))) or "the defaults"
-        parser.error(f"{args.output_dir} holds runs with {before}. Choose another --output_dir.")
+        parser.error(
+            f"{args.output_dir} holds runs with {before}. Choose another --output_dir, or give the same flags."
+        )
     args.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(settings, further)
     results = {

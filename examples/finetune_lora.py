@@ -1,10 +1,12 @@
 """Adapt a trained model to a new area or to new classes by LoRA: `co2s finetune` as a script.
 
-    # On the labelled images alone; on the unlabelled images, too.
+    # Train on the labelled images alone.
     accelerate launch examples/finetune_lora.py --checkpoint user/name --data_dir path/to/folder
+
+    # Train on the unlabelled images, too.
     accelerate launch examples/finetune_lora.py --checkpoint user/name --data_dir path/to/folder --method co2s
 
-    # Also one plain model of base and adapter, in merged/.
+    # Also write base and adapter as one plain model, into merged/.
     accelerate launch examples/finetune_lora.py --checkpoint user/name --data_dir path/to/folder --merge
 
 `--help` shows more commands and lists every flag.

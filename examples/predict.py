@@ -1,9 +1,9 @@
 """Predict scenes and images: `co2s predict` as a script.
 
-    # A georeferenced raster of any size becomes a map that QGIS opens.
+    # Turn a georeferenced raster of any size into a map for QGIS.
     python examples/predict.py scene.tif --checkpoint outputs/train_semi/model --output map.tif
 
-    # Images without georeference become index PNGs and overlays.
+    # Images without georeference: write a label map and an overlay for each of them.
     python examples/predict.py --images photo.jpg more_photos/ --save_confidence
 
     # Several processes share scenes and images.

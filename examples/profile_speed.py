@@ -5,12 +5,13 @@
     python examples/profile_speed.py --what train           # a training step: 2 labelled + 2 unlabelled crops
     python examples/profile_speed.py --what train --dtype bfloat16
     python examples/profile_speed.py --what train --lora_rank 8       # LoRA updates instead of attention weights
-    python examples/profile_speed.py --what train --lora_rank 8 --method supervised       # as `co2s finetune` does
+    python examples/profile_speed.py --what train --lora_rank 8 --method supervised       # as in `co2s finetune`
     python examples/profile_speed.py --what scene --dtype bfloat16    # a scene of 2048 px, from file to map
 
-The prediction is compared with its necessary parts: transformers' two backbones and the decoders. A training step has
-views, all losses of the paper, gradients and the optimizer; bfloat16 is autocast there, as with `--mixed_precision
-bf16`. A scene is predicted in windows of `--crop_size` that overlap by a sixth (needs the extra `scenes`).
+For prediction, the script also times the necessary parts: the two backbones of transformers and the decoders. A
+training step consists of views, all losses of the paper, gradients and the optimizer; `--dtype bfloat16` is autocast
+there, as with `--mixed_precision bf16`. A scene is predicted in windows of `--crop_size` that overlap by a sixth; this
+needs the extra `scenes`.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def time_prediction(args: argparse.Namespace, device: torch.device, dtype: torch
 
 
 def random_batch(batch_size: int, size: int, num_labels: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Make a batch in the form of the data loader's."""
+    """Make a random batch in the format of the data loader."""
     rng = np.random.default_rng(0)
 
     def stacked(draw: Callable[[], np.ndarray]) -> torch.Tensor:
@@ -99,7 +100,7 @@ def time_training(args: argparse.Namespace, device: torch.device, dtype: torch.d
     model.train().to(device)
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    # Untrained networks reach this threshold in some pixels, so no loss is zero.
+    # An untrained model reaches this threshold in some pixels, so no loss is zero.
     objective, optimizer = Co2SObjective(model, threshold=1.1 / args.num_labels), make_optimizer(model)
     batch = random_batch(args.batch_size, args.size, args.num_labels, device)
     if args.method == "supervised":
@@ -119,8 +120,8 @@ def time_training(args: argparse.Namespace, device: torch.device, dtype: torch.d
 
 
 def time_scene(args: argparse.Namespace, device: torch.device, dtype: torch.dtype):
-    """Time a whole scene, once, from the file to the finished map."""
-    import rasterio  # the other benchmarks do not need it
+    """Time a whole scene once, from the file to the finished map."""
+    import rasterio  # the other timings do not need it
 
     from co2s_hf.geo.scenes import segment_scene
 
@@ -145,22 +146,33 @@ def time_scene(args: argparse.Namespace, device: torch.device, dtype: torch.dtyp
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", default="predict", choices=["predict", "train", "scene"], help="(default: predict)")
     parser.add_argument(
-        "--batch_size", type=int, default=2, help="images or windows per call, or of each kind (default: 2)"
+        "--what", default="predict", choices=["predict", "train", "scene"], help="timed part (default: predict)"
     )
-    parser.add_argument("--size", type=int, help="side of the images in pixels (default: 256; of a scene 2048)")
-    parser.add_argument("--crop_size", type=int, default=512, help="side of a scene's windows (default: 512)")
-    parser.add_argument("--num_labels", type=int, default=6, help="classes (default: 6)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default: float32)")
-    parser.add_argument("--gradient_checkpointing", action="store_true", help="with --what train: less memory")
     parser.add_argument(
-        "--lora_rank", type=int, default=0, help="with --what train: LoRA instead of attention weights"
+        "--batch_size",
+        type=int,
+        default=2,
+        help="images or windows per call; for train, images of each kind (default: 2)",
     )
-    parser.add_argument("--freeze_decoders", action="store_true", help="with --lora_rank")
-    parser.add_argument("--method", default="co2s", choices=["co2s", "supervised"], help="of the step (default: co2s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda ...")
-    parser.add_argument("--repeats", type=int, default=7, help="calls whose median is taken (default: 7)")
+    parser.add_argument("--size", type=int, help="side of the images in pixels (default: 256; scene: 2048)")
+    parser.add_argument(
+        "--crop_size", type=int, default=512, help="side of the windows of a scene in pixels (default: 512)"
+    )
+    parser.add_argument("--num_labels", type=int, default=6, help="number of classes (default: 6)")
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "bfloat16"], help="precision (default: float32)"
+    )
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="with --what train: save memory")
+    parser.add_argument("--lora_rank", type=int, default=0, help="with --what train: rank of LoRA updates; 0: none")
+    parser.add_argument("--freeze_decoders", action="store_true", help="with --lora_rank: freeze the decoders")
+    parser.add_argument(
+        "--method", default="co2s", choices=["co2s", "supervised"], help="method of the training step (default: co2s)"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, ...")
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="number of timed calls; the median is printed (default: 7)"
+    )
     args = parser.parse_args()
     args.size = args.size or (2048 if args.what == "scene" else 256)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)

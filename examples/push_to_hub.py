@@ -3,7 +3,7 @@
     # `hf auth login` first.
     python examples/push_to_hub.py --checkpoint outputs/train_semi/model --hub_model_id user/name --hub_private_repo
 
-    # A Space: the page of `co2s demo` for a published model.
+    # Publish the page of `co2s demo` as a Space, for a published model.
     python examples/push_to_hub.py --checkpoint user/name --space user/demo
 
 `--help` shows more commands and lists every flag.

@@ -1,13 +1,14 @@
-"""Show the attention of the class token to every patch of one image, for every head of both backbones.
+"""Draw the attention of the class token to the patches of an image, for every head of both backbones.
 
     python examples/visualize_attention.py --checkpoint outputs/train_semi/model --image photo.jpg
 
-    # Other layers (from 0, or from the end: -1), as a PDF.
+    # Draw other layers, into a PDF. Layers count from 0, and negative numbers from the last layer.
     python examples/visualize_attention.py --checkpoint outputs/train_semi/model --image photo.jpg \\
         --layers 0 2 -1 --output attention.pdf
 
-The sheet shows every head, their mean and their maximum over the image. CLIP's decoder reads features of the value
-path, which has no attention. The attention shown here is that of the ordinary pass, whose output feeds the next layer.
+The sheet shows the attention of every head, the mean of the heads and their maximum, each drawn over the image. The
+decoder of the CLIP student uses features of the value path, which has no attention. The sheet shows the attention of
+the ordinary forward pass.
 """
 
 import math
@@ -27,8 +28,8 @@ from co2s_hf.utils.files import written_file
 class Arguments:
     image: str | None = setting(None, "Image file.")
     checkpoint: str = setting("outputs/train_semi/model", "Folder or Hub name of a trained model.")
-    layers: list[int] = setting([-1], "Layers, from 0, or from the end (-1).")
-    max_side: int = setting(512, "Longer side in pixels that larger images are scaled down to.")
+    layers: list[int] = setting([-1], "Layers to draw, from 0. Negative numbers count from the last layer.")
+    max_side: int = setting(512, "Larger images are scaled down to this longer side, in pixels.")
     output: str = setting("outputs/attention.png", "File to write, .png or .pdf.")
 
     def __post_init__(self):

@@ -6,7 +6,7 @@
 - `model_folders`: completes a trained folder with its card, and publishes it.
 - `demo_page`: the page of `co2s demo`.
 
-May import every other package. Heavy imports stand inside functions, so that --help is quick.
+May import every other package. The commands import heavy libraries inside functions, so that --help is quick.
 """
 
 import importlib
@@ -21,8 +21,8 @@ COMMANDS = {
     "predict": "Predict georeferenced scenes and images.",
     "prepare": "Check data, cut it into tiles, and make one data set of it.",
     "push": "Publish a model or its demo on the Hub.",
-    "convert": "Convert the authors' checkpoints, and back.",
-    "demo": "Open a page in the browser to try a model.",
+    "convert": "Convert the authors' checkpoints to a model, and back.",
+    "demo": "Serve a page for the browser to try a model.",
 }
 
 
@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None):
     """Run `co2s COMMAND ...`.
 
     Args:
-        words: The command and its flags. None: the words after the program's name.
+        words: Name and flags of the command. None: the words of this process.
     """
     words = list(sys.argv[1:] if words is None else words)
     if words and words[0] in COMMANDS:

@@ -81,7 +81,7 @@ class Command:
     program: str = "co2s"
 
     def parse(self, words: Sequence[str] | None = None) -> dict[type, Any]:
-        """Read a command line, with options from `--config FILE` first.
+        """Parse a command line, which overrides the options of `--config FILE`.
 
         Args:
             words: The words after the command's name. None: those of this process.
@@ -139,7 +139,7 @@ class Command:
         return next((group for group in self.groups if name in group.flags), None)
 
     def _words(self, name: str, value: Any) -> list[str]:
-        """Return the words that give an option a value: bands (4, 3, 2) as --bands 4,3,2, a switch as --flip."""
+        """Return a flag and its value as words: bands (4, 3, 2) as --bands 4,3,2, a switch as --flip."""
         if value is True:
             return [f"--{name}"]
         words = _words_of_value(value)
@@ -169,7 +169,7 @@ class Command:
             "--config",
             metavar="FILE",
             help="YAML or JSON file with any of these options, or a recipe of the paper: "
-            f"{', '.join(recipe_names())}. The command line wins.",
+            f"{', '.join(recipe_names())}. Flags on the command line override it.",
         )
         return parser
 
@@ -179,7 +179,7 @@ class Command:
         if unknown:
             flags = [f"--{name}" for group in self.groups for name in group.flags]
             meant = difflib.get_close_matches(unknown[0], flags, n=1)
-            text = f"unrecognized arguments: {' '.join(unknown)}" + (f"; {meant[0]}?" if meant else "")
+            text = f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {meant[0]}?" if meant else "")
             raise argparse.ArgumentTypeError(text)
         return vars(found)
 
@@ -197,18 +197,18 @@ class Command:
                 known = [name for group in self.groups for name in group.flags]
                 meant = difflib.get_close_matches(str(option), known, n=1)
                 raise argparse.ArgumentTypeError(
-                    f"{path}: there is no option '{option}'" + (f"; '{meant[0]}'?" if meant else ".")
+                    f"{path}: there is no option '{option}'" + (f"; did you mean '{meant[0]}'?" if meant else ".")
                 )
             found += self._words(option, value)
         return found
 
 
 def setting(default: T, help: str, name: str | None = None) -> T:
-    """Make a field of a dataclass that only the command line uses.
+    """Make a field with its help text, for a dataclass that only the command line uses.
 
     Args:
-        default: Its default value.
-        help: Help text of its flag.
+        default: Default value of the field.
+        help: Help text of the flag.
         name: Name of the flag's values in the help. None: the last word of the field's name.
     """
     metadata = {"flag": Flag(help, name=name)}
@@ -256,7 +256,7 @@ def parse_fraction(text: str) -> float:
     try:
         return float(Fraction(text))
     except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"'{text}' is no fraction; write it as 1/8 or 0.125") from error
+        raise ValueError(f"'{text}' is not a fraction; write it as 1/8 or 0.125") from error
 
 
 def _add_flag(place, name: str, flag: Flag, group: Group):

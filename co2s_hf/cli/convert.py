@@ -1,4 +1,4 @@
-"""Convert the authors' checkpoints into a model of this package, and back.
+"""Convert the authors' checkpoints to a model of this package, and back.
 
   # From the authors' repository on the Hub.
   co2s convert --hub_repo XavierJiezou/co2s-models --hub_folder POTSDAM/1_32-74.30 --dataset potsdam \\
@@ -11,7 +11,7 @@
   # And back.
   co2s convert --to_original co2s-whdld --output_dir original
 
-A converted model computes the same logits as the authors' code.
+A converted model computes the same logits as the authors' code, up to rounding.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ class ConvertArguments:
     dinov3_checkpoint: str | None = setting(None, "The authors' best_dinov3.pth.")
     hub_repo: str | None = setting(None, "Hub repository with both files, instead of local files.")
     hub_folder: str = setting("", "Folder in --hub_repo.")
-    dataset: Literal[tuple(BENCHMARKS)] | None = setting(None, "Benchmark of their training: it names the classes.")
-    to_original: str | None = setting(None, "Convert this model of co2s_hf back instead.")
+    dataset: Literal[tuple(BENCHMARKS)] | None = setting(None, "Benchmark of the training. It gives the class names.")
+    to_original: str | None = setting(None, "Folder or Hub name of a model of co2s_hf: convert it back instead.")
     output_dir: str | None = setting(None, "New folder for the result.")
     verify: bool = setting(False, "Load the result and compare all its tensors with the source.")
 
@@ -55,7 +55,7 @@ class SizeArguments:
 
     num_attention_heads: int = setting(12, "Attention heads of both backbones.")
     decoder_num_attention_heads: int = setting(4, "Attention heads of the decoders' semantic layers.")
-    decoder_pool_size: int = setting(4, "Pooling before the semantic layers.")
+    decoder_pool_size: int = setting(4, "Factor of the average pooling before the semantic layers.")
     clip_logits_size: int = setting(224, "Fixed side of the CLIP student's logits, in pixels.")
     dinov3_logits_size: int = setting(256, "Fixed side of the DINOv3 student's logits, in pixels.")
 

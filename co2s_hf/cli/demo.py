@@ -1,4 +1,4 @@
-"""Open a page in the browser: drop an aerial or satellite image to see its land cover and the model's confidence.
+"""Serve a page for the browser: drop an aerial or satellite image to see its land cover and the model's confidence.
 
   pip install "co2s_hf[demo]"
   co2s demo --checkpoint outputs/train_semi/model
@@ -6,8 +6,9 @@
   # A published model.
   co2s demo --checkpoint user/name
 
-The page runs on a CPU, too. Only this machine can open it unless --share is given. It shows the images that are
-dropped on it, and no other file of the disk. `co2s push --space` publishes the page as a Space.
+The command prints the address of the page. A GPU is not necessary. Only this machine can open the page, unless --share
+is given. The page shows the images that are dropped on it, and no other file of this machine. `co2s push --space`
+publishes the page as a Space.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,10 @@ from .command_line import Command, own_group, setting
 
 @dataclass
 class DemoArguments:
-    """Which model to show, and where the page opens."""
+    """Which model to show, and the address of the page."""
 
     checkpoint: str = setting(DEFAULT_MODEL, "Folder or Hub name of a trained model.")
-    crop_size: int | None = setting(None, "Side of the windows in pixels. Default: that of the model's training.")
+    crop_size: int | None = setting(None, "Side of the windows in pixels. Default: the side of the crops in training.")
     share: bool = setting(False, "Also make a public link, through Gradio's servers.")
     port: int | None = setting(None, "Port of the page. Default: the first free one from 7860.")
 

@@ -21,7 +21,7 @@ from ..utils.errors import UserError
 from ..utils.figures import confidence_picture, overlay, palette_or_default
 
 
-# Set before gradio is imported: uploads go into a folder of their own, and gradio sends no statistics.
+# gradio reads these variables when it is imported. Uploads get a folder of their own; no usage statistics are sent.
 if "GRADIO_TEMP_DIR" not in os.environ:
     os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="co2s_hf-demo-")
     atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
@@ -40,7 +40,7 @@ FUSION_NAMES = {
     "dinov3": "DINOv3 alone",
 }
 STUDENT_NAMES = {"clip": "CLIP student", "dinov3": "DINOv3 student"}
-FORGET_AFTER_S = 3600
+FORGET_AFTER_S = 3600  # uploads and results are deleted after this time
 
 
 class Demo:
@@ -48,7 +48,7 @@ class Demo:
 
     Args:
         checkpoint: Folder or Hub name of a trained model.
-        crop_size: Side of the windows in pixels. None: that of the model's training.
+        crop_size: Side of the windows in pixels. None: the side of the crops in training.
     """
 
     def __init__(self, checkpoint: str, crop_size: int | None = None):
@@ -66,7 +66,8 @@ class Demo:
         """Predict an image file with every fusion of the page.
 
         Returns:
-            "image", as it was predicted, and per fusion its label map and confidence (0 to 255), both (height, width).
+            "image" -> the image that was predicted; each fusion -> its label map and its confidence (0 to 255), both
+            (height, width). None without a file.
         """
         if path is None:
             return None
@@ -75,7 +76,7 @@ class Demo:
         except UserError as error:
             raise gr.Error(str(error).replace(path, Path(path).name)) from error
         if max(image.size) > MAX_SIDE_PX:
-            gr.Info(f"The image is scaled down to {MAX_SIDE_PX} px: `co2s predict` takes any size.")
+            gr.Info(f"The image is scaled down to {MAX_SIDE_PX} px. Use `co2s predict` for its full size.")
             image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
         inputs = self.image_processor(image, return_tensors="pt")
         logits = sliding_window_logits(self.model, inputs["pixel_values"], self.crop_size, self.students)
@@ -87,7 +88,7 @@ class Demo:
         return result
 
     def show(self, result: dict | None, fusion: str, opacity: float) -> list:
-        """Return the pictures of the fused prediction, its confidence and both students, and the legend."""
+        """Return the pictures of the fused prediction, its confidence and each student, and the legend."""
         if result is None:
             return [None, None, *(None for _ in self.students), ""]
         image, (labels, confidence) = result["image"], result[fusion]
@@ -118,7 +119,7 @@ class Demo:
                 with gr.Column(scale=1):
                     image = gr.Image(
                         type="filepath",
-                        image_mode=None,  # unchanged: the model's configuration says what the bands mean
+                        image_mode=None,  # do not convert: the model's configuration defines the bands
                         sources=["upload", "clipboard"],
                         label="Image",
                         elem_id="image",
@@ -139,7 +140,7 @@ class Demo:
                         shown = [picture(STUDENT_NAMES[name], name) for name in self.students]
                     legend = gr.HTML(elem_id="legend")
             outputs = [fused, confidence, *shown, legend]
-            # Predict the last image that was dropped. Use the settings that hold when its prediction is ready.
+            # Predict the image that was dropped last. Show it with the settings at the end of the prediction.
             gr.on(
                 [run.click, image.change],
                 self.predict,
@@ -153,12 +154,12 @@ class Demo:
 
 
 def picture(label: str, name: str) -> gr.Image:
-    """Make a place for one of the pictures."""
+    """Make the component that shows one of the pictures."""
     return gr.Image(label=label, elem_id=name, format="png", buttons=["download", "fullscreen"], interactive=False)
 
 
 def draw_samples() -> list[str]:
-    """Draw scenes to try the page with; return their files."""
+    """Draw scenes to try the page with; return the paths of their files."""
     folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
     paths = [folder / f"scene_{number}.png" for number in range(NUM_SAMPLES)]
     for number, path in enumerate(paths):
@@ -170,9 +171,9 @@ def launch(demo: Demo, share: bool = False, port: int | None = None):
     """Serve the page until the program is stopped.
 
     Args:
-        demo: The page's model.
+        demo: The page with its model.
         share: Also make a public link, through Gradio's servers.
-        port: None: the first free one from 7860.
+        port: Port of the page. None: the first free one from 7860.
     """
     demo.page().launch(
         share=share,

@@ -2,18 +2,20 @@
 
   co2s evaluate --checkpoint outputs/train_semi/model --data_dir outputs/scenes-seed0
 
-  # A data set on the Hub; a benchmark of the paper, by the paper's protocol.
+  # A data set on the Hub; a benchmark of the paper, with the paper's protocol.
   co2s evaluate --checkpoint outputs/train_semi/model --dataset_name user/fields
   co2s evaluate --checkpoint outputs/train_semi/model --dataset whdld
 
-  # Average with the mirrored image: twice the time, slightly better. Several processes share the images.
+  # Several processes share the images. --flip averages with the mirrored image: twice the time, slightly better.
   accelerate launch -m co2s_hf evaluate --checkpoint outputs/train_semi/model --data_dir path/to/folder --flip
 
-  # Add the results to the card of a published model (`hf auth login` first). A local folder is published with them.
+  # Add the results to the card of a published model (`hf auth login` first). With --hub_revision, the model is also
+  # loaded from that branch. A local model is published together with the results.
   co2s evaluate --checkpoint user/name --data_dir path/to/folder --push_to_hub
   co2s evaluate --data_dir path/to/folder --push_to_hub --hub_model_id user/name
 
-Prints a table, and writes metrics.json, confusion.png (predicted against true classes) and predictions.png.
+The command prints a table, and writes metrics.json, confusion.png (predicted against true classes) and
+predictions.png.
 """
 
 from collections.abc import Sequence
@@ -35,16 +37,18 @@ class EvaluateArguments:
 
     checkpoint: str = setting(DEFAULT_MODEL, "Folder or Hub name of a trained model.")
     output_dir: str = setting("outputs/evaluation", "New folder for metrics.json and the figures.")
-    crop_size: int | None = setting(None, "Side of the windows in pixels. Default: that of the model's training.")
+    crop_size: int | None = setting(None, "Side of the windows in pixels. Default: the side of the crops in training.")
     eval_short_side: int | None = setting(
-        None, "Short side that images are scaled to first. Default: that of the model's training."
+        None, "Short side in pixels that images are resized to first. Default: that of the image processor."
     )
-    fusion: Literal[FUSIONS] | None = setting(None, "How the students are fused. Default: the model's configuration.")
+    fusion: Literal[FUSIONS] | None = setting(None, "How to fuse the students. Default: the model's own fusion.")
     flip: bool = setting(False, "Average with the predictions for the mirrored images.")
-    num_shown: int = setting(5, "Images in predictions.png.")
-    seed: int = setting(0, "Seed of the drawn sets: that of the training.")
+    num_shown: int = setting(5, "Number of images in predictions.png.")
+    seed: int = setting(0, "Seed of the drawn sets. Give the seed of the training.")
     use_cpu: bool = setting(False, "Use the CPU even if there is a GPU.")
-    mixed_precision: Literal["no", "bf16"] | None = setting(None, "Default: the choice of `accelerate launch`.")
+    mixed_precision: Literal["no", "bf16"] | None = setting(
+        None, "Precision. Default: the choice of `accelerate launch`."
+    )
 
     def __post_init__(self):
         if self.num_shown < 1:
@@ -53,7 +57,7 @@ class EvaluateArguments:
 
 @dataclass
 class PublishArguments(HubTarget):
-    """Whether to publish the results. The repository of a published model is known."""
+    """Whether and where to publish the results. For a published model the repository is its own."""
 
     push_to_hub: bool = setting(False, "Add the results to the model's card on the Hub (`hf auth login` first).")
 
@@ -99,7 +103,7 @@ def run(args: EvaluateArguments, data_options: DataOptions, hub: PublishArgument
     model.to(accelerator.device)
     if args.eval_short_side is not None:
         image_processor.do_resize, image_processor.size = True, {"shortest_edge": args.eval_short_side}
-    with accelerator.main_process_first():  # the others find its results in the cache
+    with accelerator.main_process_first():  # the other processes find its results in the cache
         data = open_source(data_options, args.seed, progress=is_main, config=model.config, needed=("validation",))
     check_classes(args.checkpoint, model.config.id2label, data.id2label)
     if is_main:
@@ -116,7 +120,7 @@ def run(args: EvaluateArguments, data_options: DataOptions, hub: PublishArgument
     if repository is not None:
         confusion = Path(args.output_dir) / "confusion.png"
         url = publish_evaluation(args.checkpoint, repository, found, confusion, hub.hub_revision)
-        print(f"The results are on the card of {url}")
+        print(f"Added the results to the card of {url}")
 
 
 def follow_paper(args: EvaluateArguments, data_options: DataOptions):
@@ -130,11 +134,11 @@ def follow_paper(args: EvaluateArguments, data_options: DataOptions):
 
 
 def complete_hub(args: EvaluateArguments, hub: PublishArguments):
-    """Take the repository from the name of a published model, and refuse another one."""
+    """Publish the results of a published model in its own repository; refuse any other repository."""
     is_published = not Path(args.checkpoint).is_dir()
     if hub.push_to_hub and is_published:
         hub.hub_model_id = hub.hub_model_id or args.checkpoint
-    HubArguments(**vars(hub))  # checks them
+    HubArguments(**vars(hub))  # checks the values
     if is_published and hub.hub_model_id not in (None, args.checkpoint):
         raise UserValueError(
             f"The results go to the card of {args.checkpoint}. Leave out `hub_model_id='{hub.hub_model_id}'`."

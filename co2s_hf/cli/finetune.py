@@ -1,23 +1,27 @@
-"""Adapt a trained model to a new area or to new classes, with a handful of labels, by LoRA.
+"""Adapt a trained model to a new area or to new classes by LoRA, with few labelled images.
 
-  # On the labelled images alone.
+  # Train on the labelled images alone.
   co2s finetune --checkpoint user/name --data_dir path/to/folder
 
-  # On the unlabelled images, too.
+  # Train on the unlabelled images, too.
   co2s finetune --checkpoint user/name --data_dir path/to/folder --method co2s
 
-  # The smallest adapter, and a larger one.
+  # A smaller adapter (without the decoders), and a larger one.
   co2s finetune --checkpoint user/name --data_dir path/to/folder --freeze_decoders
   co2s finetune --checkpoint user/name --data_dir path/to/folder --lora_rank 32 --lora_targets attention+mlp
 
-  # Also one plain model of base and adapter, in merged/. Publish the adapter.
+  # Also write base and adapter as one plain model, into merged/.
   co2s finetune --checkpoint user/name --data_dir path/to/folder --merge
+
+  # Publish the adapter.
   co2s finetune --checkpoint user/name --data_dir path/to/folder --push_to_hub --hub_model_id user/name-valley
 
-The command evaluates before and after, and writes what `co2s train` writes, with adapter/ instead of model/. `co2s
-evaluate`, `predict`, `demo`, `from_pretrained` and `pipeline` take the adapter like a model, as long as its base stays
-where it was. The data may have other classes than the base: their queries start from random values, their text is
-encoded by the base's own text encoder, and the decoders keep their weights.
+The command evaluates before and after the training. It writes the same files as `co2s train`, with adapter/ instead of
+model/. `co2s evaluate`, `predict`, `demo`, `from_pretrained` and `pipeline` load the adapter like a model, as long as
+its base is not moved or renamed.
+
+The data may have other classes than the base. The query of a new class starts from random values. The text encoder of
+the base encodes the text of the class. The decoders start from the weights of the base.
 """
 
 import shutil
@@ -35,26 +39,26 @@ from .command_line import Command, Flag, own_group, setting
 
 MODEL = {
     "checkpoint": Flag("Folder or Hub name of the trained model to adapt."),
-    "text_encoder": Flag("CLIP that encodes the text of new classes. Default: the base's own."),
-    "quantize": Flag("Load the base's backbones in fewer bits (needs bitsandbytes)."),
-    "lora_rank": Flag("Rank of the updates."),
-    "lora_targets": Flag("Layers to update: attention, attention+mlp, or a regular expression for their names."),
-    "lora_alpha": Flag("Updates are scaled by alpha / rank. Default: twice the rank."),
+    "text_encoder": Flag("CLIP model that encodes the text of the classes. Default: that of the base."),
+    "quantize": Flag("Load the backbones of the base in 8 or 4 bits (needs bitsandbytes)."),
+    "lora_rank": Flag("Rank of the LoRA updates."),
+    "lora_targets": Flag("Layers to update: attention, attention+mlp, or a regular expression for layer names."),
+    "lora_alpha": Flag("The updates are scaled by alpha / rank. Default: twice the rank."),
     "lora_dropout": Flag("Dropout probability before the updates."),
     "freeze_decoders": Flag("Do not train the decoders; the adapter is much smaller then."),
     "freeze_queries": Flag("Do not train DINOv3's learnable queries."),
 }
 HELPS = {
     "recipe": None,
-    "method": "co2s also uses the unlabelled images.",
-    "crop_size": "Side of training crops and evaluation windows, in pixels. Default: the base's.",
-    "per_device_train_batch_size": "Labelled images per step and device. Default: 4.",
+    "method": "supervised uses the labelled images only, co2s also the unlabelled ones.",
+    "crop_size": "Side of training crops and evaluation windows, in pixels. Default: that of the base.",
+    "per_device_train_batch_size": "Labelled images per batch and device; co2s adds as many unlabelled. Default: 4.",
     "max_train_steps": "Length of the training in steps. Default: 200.",
-    "learning_rate": "Base learning rate, that of the queries. Default: 1e-3.",
-    "backbone_lr_scale": "Learning rate of the updates, relative to the base. Default: 1.",
-    "decoder_lr_scale": "Learning rate of the decoders, relative to the base. Default: 0.1.",
-    "confidence_threshold": "Confidence from which pseudo-labels are used, with --method co2s. Default: 0.95.",
-    "supervised_warmup_steps": "Steps on labels alone, with --method co2s. Default: 0.",
+    "learning_rate": "Base learning rate. The queries use it unchanged. Default: 1e-3.",
+    "backbone_lr_scale": "Factor on the base learning rate for the LoRA updates. Default: 1.",
+    "decoder_lr_scale": "Factor on the base learning rate for the decoders. Default: 0.1.",
+    "confidence_threshold": "With --method co2s: lowest confidence of the pseudo-labels that are used. Default: 0.95.",
+    "supervised_warmup_steps": "With --method co2s: steps on labelled images alone at first. Default: 0.",
     "eval_steps": "Evaluate every N steps, and keep the best adapter in best_adapter/.",
     "output_dir": "New folder for the adapter, checkpoints, metrics, logs and figures.",
 }
@@ -64,7 +68,7 @@ HELPS = {
 class MergeArguments:
     """Whether to merge the adapter."""
 
-    merge: bool = setting(False, "Also write base and adapter as one plain model, in merged/.")
+    merge: bool = setting(False, "Also write base and adapter as one plain model, into merged/.")
 
 
 COMMAND = Command(
@@ -111,7 +115,7 @@ def main(words: Sequence[str] | None = None):
 
 
 def check(options: AdaptationOptions, data_options: DataOptions, hub: CardArguments):
-    """Refuse a call without data, or one that would publish an adapter without its base."""
+    """Refuse a run without data, and a run that would publish an adapter of a base that is only on this machine."""
     if not data_options.has_source:
         raise UserValueError("Name the data to adapt to: `data_dir`, `dataset_name` or `dataset`.")
     if hub.push_to_hub and Path(options.checkpoint).is_dir():
@@ -126,8 +130,9 @@ def write_merged(folder: Path, is_measured: bool):
     """Write base and adapter as one plain model, merged/, beside the adapter's folder.
 
     Args:
-        folder: Of the adapter.
-        is_measured: The adapter was evaluated on the unquantized base, so its results hold for the merged model.
+        folder: Folder of the adapter.
+        is_measured: The adapter was evaluated on the base without quantization, so its results hold for the merged
+            model.
     """
     from ..hub.cards import TRAINING_FILE, write_card
     from ..model.image_processing_co2s import Co2SImageProcessor

@@ -1,4 +1,4 @@
-"""Complete a trained folder so that it can be published: facts, figures, samples and card; then publish it."""
+"""Add facts, figures, samples and a card to the folder of a trained model, and publish it."""
 
 import json
 import shutil
@@ -22,25 +22,30 @@ SAMPLE_PX = 1024  # longest side of the widget's samples
 
 
 def claim(hub: HubArguments, accelerator: Accelerator) -> str | None:
-    """Make sure, before any expensive work, that the repository can be written to; its full name, if any."""
+    """Check that the repository can be written to, before the expensive work starts.
+
+    Returns:
+        The full name of the repository. None if nothing is published, and on other processes than the main one.
+    """
     if not hub.push_to_hub or not accelerator.is_main_process:
         return None
     return publishing.claim_repository(hub.hub_model_id, hub.hub_private_repo, hub.hub_revision)
 
 
 def describe(trained: Trained, num_samples: int, command: Command):
-    """Add facts, figures, samples and a card to the folders that a training has written.
+    """Add facts, figures, samples and a card to the folders that a training wrote.
 
     Args:
-        trained: What the training returned.
-        num_samples: Validation images to include, with their predictions.
-        command: The facts contain the options that have a flag in this command, so that `--config` reads them.
+        trained: Result of the training.
+        num_samples: Number of validation images to include, with their predictions.
+        command: The training command. The facts contain only options that have a flag in this command, so that its
+            `--config` can read them.
     """
     options = trained.record["arguments"]
     record = trained.record | {"arguments": {name: options[name] for name in options if command.has_flag(name)}}
     for folder in filter(None, (trained.folder, trained.best_folder)):
         write_text(folder / TRAINING_FILE, without_secrets(json.dumps(record, indent=1)))
-        for pictures in (folder / CURVES).parent, folder / SAMPLES:  # of an earlier end of the run
+        for pictures in (folder / CURVES).parent, folder / SAMPLES:  # left by an earlier run of this function
             shutil.rmtree(pictures, ignore_errors=True)
             pictures.mkdir()
         shutil.copyfile(folder.parent / "curves.png", folder / CURVES)
@@ -50,7 +55,7 @@ def describe(trained: Trained, num_samples: int, command: Command):
 
 
 def publish_result(trained: Trained, repository: str | None, revision: str | None):
-    """Publish the best folder, or the only one, if a repository was claimed."""
+    """Publish the best model, or the only one, if a repository was claimed."""
     if repository is not None:
         folder = trained.best_folder or trained.folder
         print(f"Published {folder}: {publishing.publish(folder, repository, revision)}")
@@ -59,14 +64,14 @@ def publish_result(trained: Trained, repository: str | None, revision: str | Non
 def publish_evaluation(
     checkpoint: str, repository: str, evaluation: Evaluation, confusion: Path, revision: str | None
 ) -> str:
-    """Put an evaluation on the card of a model, and publish it.
+    """Add an evaluation to the card of a model, and publish the card.
 
     Args:
-        checkpoint: A local folder, which is published with its new card, or the model's name on the Hub.
-        repository: Repository that was claimed.
-        evaluation: What was measured.
-        confusion: Figure of the confusion matrix.
-        revision: Branch. None: main.
+        checkpoint: Folder of a model, which is published as a whole; or the name of a model on the Hub.
+        repository: Full name of the claimed repository.
+        evaluation: Results to add.
+        confusion: Path of the figure of the confusion matrix.
+        revision: Branch to publish on. None: main.
 
     Returns:
         The repository's address.

@@ -1,25 +1,29 @@
 """Predict scenes and images.
 
-  # A georeferenced raster of any size becomes a map that QGIS opens (map.tif), and a picture of it (map.png).
+  # Turn a georeferenced raster of any size into a map for QGIS (map.tif) and a picture of the map (map.png).
   co2s predict scene.tif --checkpoint outputs/train_semi/model --output map.tif
 
   # Many scenes: folders, patterns, mosaics (VRT), web addresses. --resume continues an interrupted run.
   co2s predict scenes/ 'more/*.jp2' https://example.org/scene.tif --output maps/ --resume
 
-  # Other bands or more than 8 bits; the ground sampling distance of the training; polygons, too.
+  # Scenes with other bands or more than 8 bits.
   co2s predict scene.tif --output map.tif --bands 4,3,2 --scale percentiles
+
+  # Read the scene at the ground sampling distance of the training, and also write polygons.
   co2s predict scene.tif --output map.tif --resample_to 0.3 --vector map.gpkg --min_area_m2 20
 
-  # Images without georeference: for each an index PNG in the classes' colours, and an overlay.
+  # Images without georeference: write a label map in the classes' colours and an overlay for each of them.
   co2s predict --images photo.jpg more_photos/ --save_confidence
 
   # The unlabelled images of a data source.
   co2s predict --data_dir path/to/folder
 
-Scenes come first, before any flag. For images the command writes labels/NAME.png, overlay/NAME.png and
-confidence/NAME.png in the image's size. Images that are done already are skipped, so an interrupted run continues;
-predictions.json records the options of the folder. `accelerate launch -m co2s_hf predict` shares scenes and images
-among processes and machines.
+Scenes come first, before any flag. For images the command writes labels/NAME.png and overlay/NAME.png, and with
+--save_confidence also confidence/NAME.png, all in the size of the image. To continue after an interruption, run the
+same command again: images that have all their files are skipped. predictions.json contains the options of all
+predictions in the folder.
+
+`accelerate launch -m co2s_hf predict` shares scenes and images among processes and machines.
 """
 
 import sys
@@ -40,41 +44,48 @@ from .command_line import Command, Flag, Group, own_group, setting
 class PredictArguments:
     """What to predict, with which model, and where the results go."""
 
-    scenes: list[str] | None = setting(None, "Georeferenced rasters: files, folders, patterns, addresses.", "SCENE")
+    scenes: list[str] | None = setting(
+        None, "Georeferenced rasters: files, folders, file patterns, web addresses.", "SCENE"
+    )
     images: list[str] | None = setting(None, "Image files, and folders that are searched for images.", "IMAGE")
     checkpoint: str = setting(DEFAULT_MODEL, "Folder or Hub name of a trained model.")
-    output: str = setting("outputs/maps", "For scenes: the map's name (.tif), or a folder for NAME.tif of each scene.")
+    output: str = setting("outputs/maps", "For scenes: file of the map (.tif), or folder for the map of each scene.")
     output_dir: str = setting("outputs/predictions", "For images: folder for labels/, overlay/ and confidence/.")
-    resume: bool = setting(False, "Continue scenes that an interrupted run has begun, and skip finished ones.")
-    split: Literal["labeled", "unlabeled", "validation"] = setting("unlabeled", "Set of a data source to predict.")
-    crop_size: int | None = setting(None, "Side of the windows in pixels. Default: that of the model's training.")
-    fusion: Literal[FUSIONS] | None = setting(None, "How the students are fused. Default: the model's configuration.")
+    resume: bool = setting(False, "Continue the scenes of an interrupted run, and skip finished ones.")
+    split: Literal["labeled", "unlabeled", "validation"] = setting("unlabeled", "Set of the data source to predict.")
+    crop_size: int | None = setting(None, "Side of the windows in pixels. Default: the side of the crops in training.")
+    fusion: Literal[FUSIONS] | None = setting(None, "How to fuse the students. Default: the model's own fusion.")
     flip: bool = setting(False, "Average with the prediction for the mirrored image.")
     opacity: float = setting(0.5, "Opacity of the colours in the overlay of an image, 0 to 1.")
-    seed: int = setting(0, "Seed of the drawn sets: that of the training.")
+    seed: int = setting(0, "Seed of the drawn sets. Give the seed of the training.")
     use_cpu: bool = setting(False, "Use the CPU even if there is a GPU.")
-    mixed_precision: Literal["no", "bf16"] | None = setting(None, "Default: the choice of `accelerate launch`.")
+    mixed_precision: Literal["no", "bf16"] | None = setting(
+        None, "Precision. Default: the choice of `accelerate launch`."
+    )
 
 
 SCENE = Group(
     "scenes",
     SceneOptions,
     {
-        "overlap_px": Flag("Pixels that neighbouring windows share. Default: a sixth of their side."),
-        "blend": Flag("Weights where windows overlap: lower towards their edges, or equal (the paper's average)."),
-        "windows_per_batch": Flag("Windows that pass through the model together.", name="WINDOWS"),
+        "overlap_px": Flag("Pixels that neighbouring windows share. Default: a sixth of the side of a window."),
+        "blend": Flag(
+            "Weights of overlapping windows. smooth: lower towards their edges; average: equal, as in the paper."
+        ),
+        "windows_per_batch": Flag("Windows per forward pass.", name="WINDOWS"),
         "resample_to": Flag(
-            "Ground sampling distance to read the scene at, in metres: that of the training images.", name="METRES"
+            "Ground sampling distance in metres at which the scene is read. Give that of the training images.",
+            name="METRES",
         ),
         "save_confidence": Flag("Also write the confidence of the fused prediction (for images, too)."),
         "save_probabilities": Flag("Also write the probability of every class."),
-        "score_dtype": Flag("Confidence and probabilities in steps of 1/254, or as floating point."),
+        "score_dtype": Flag("Type of confidence and probabilities in the files. uint8: 0 to 254 for 0 to 1."),
         "cog": Flag("Write Cloud Optimized GeoTIFFs."),
         "vector": Flag(
-            "Also write polygons: a .gpkg, .geojson or .parquet file, or the suffix alone (beside the map)."
+            "Also write polygons into this .gpkg, .geojson or .parquet file. A suffix alone: beside the map."
         ),
-        "min_area_m2": Flag("Leave out smaller polygons, in square metres.", name="AREA"),
-        "simplify_m": Flag("Largest shift of a polygon's outline when it is simplified, in metres.", name="DISTANCE"),
+        "min_area_m2": Flag("Smallest area of a polygon, in square metres.", name="AREA"),
+        "simplify_m": Flag("Simplify the outlines of polygons by at most this distance, in metres.", name="DISTANCE"),
     },
 )
 COMMAND = Command(
@@ -87,7 +98,10 @@ COMMAND = Command(
 
 
 def main(words: Sequence[str] | None = None):
-    """Run `co2s predict` with these words, or those of this process. Exits with 1 if something was left out."""
+    """Run `co2s predict` with these words, or those of this process.
+
+    The exit status is 1 if a scene or an image was left out.
+    """
     arguments = COMMAND.parse(words)
     args, scene_options, data_options = (arguments[kind] for kind in (PredictArguments, SceneOptions, DataOptions))
     with COMMAND.user_errors():
@@ -108,15 +122,16 @@ def main(words: Sequence[str] | None = None):
 
 
 def check(args: PredictArguments, scene_options: SceneOptions, data_options: DataOptions):
-    """Refuse a call without exactly one source, and options that have no effect on it."""
+    """Require exactly one source, and refuse options of scenes for other sources."""
     if bool(args.scenes) + bool(args.images) + data_options.has_source != 1:
         raise UserValueError(
-            "Name what to predict: scenes (`co2s predict scene.tif`), `images` with files or folders, or a data "
-            "source such as `data_dir`; one of them."
+            "Give exactly one source to predict: scenes (`co2s predict scene.tif`), `images` with files or folders, "
+            "or a data set such as `data_dir`."
         )
     if args.images and data_options.scale == "percentiles":
         raise UserValueError(
-            "`images` needs two values: `scale=(0, 3000)`. A model that was trained with percentiles stores its own."
+            "`images` needs a scale in numbers: `scale=(0, 3000)`. If the model was trained with percentiles, leave "
+            "`scale` out: its configuration has the numbers."
         )
     if not args.scenes:
         options = {f.name: f.default for f in fields(SceneOptions)} | {"resume": False}
@@ -125,11 +140,11 @@ def check(args: PredictArguments, scene_options: SceneOptions, data_options: Dat
             if given[name] != options[name] and name != "save_confidence":
                 raise UserValueError(f"`{name}` is for scenes: `co2s predict scene.tif`.")
     if not 0 <= args.opacity <= 1:
-        raise UserValueError(f"`opacity` is {args.opacity}; it lies between 0 and 1.")
+        raise UserValueError(f"`opacity` is {args.opacity}; expected 0 to 1.")
 
 
 def predict_scenes(args, scene_options: SceneOptions, data_options: DataOptions, accelerator) -> list[str]:
-    """Map every scene once, on any of the processes; return a message for each scene that failed."""
+    """Map the scenes, shared among the processes; return a message for each scene that failed."""
     import traceback
 
     import torch
@@ -175,7 +190,7 @@ def predict_scenes(args, scene_options: SceneOptions, data_options: DataOptions,
 
 
 def predict_images(args, save_confidence: bool, data_options: DataOptions, accelerator) -> list[str]:
-    """Predict every image that is not done yet; return a message for each image that could not be read."""
+    """Predict the images that are not done yet; return a message for each image that could not be read."""
     from ..data.sources import image_rule, open_source
     from ..data.validation.report import announce
     from ..inference import folders
@@ -183,7 +198,7 @@ def predict_images(args, save_confidence: bool, data_options: DataOptions, accel
 
     output_dir, is_main = Path(args.output_dir), accelerator.is_main_process
     model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size)
-    with accelerator.main_process_first():  # the others find its results in the cache
+    with accelerator.main_process_first():  # the other processes find its results in the cache
         if args.images:
             rule = image_rule(data_options, model.config)
             samples, pictures = folders.samples_of_files(args.images, output_dir, rule)

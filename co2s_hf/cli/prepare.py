@@ -1,20 +1,21 @@
-"""Check any data source, and turn it into one data set with all images, label maps, sets and classes inside.
+"""Check any data source, and convert it to one data set that contains images, label maps, sets and classes.
 
-  # A folder whose sets are drawn, for `co2s train --dataset_name prepared/fields`.
+  # Draw the sets of a folder. To train on the result: `co2s train --dataset_name prepared/fields`.
   co2s prepare --data_dir path/to/folder --labeled_fraction 1/8 --output_dir prepared/fields
 
-  # Only check the data and draw what it contains.
+  # Only check the data, and draw its samples and class shares.
   co2s prepare --data_dir path/to/folder --report report.html
 
-  # Cut large images into overlapping tiles of 512 px; 16-bit bands as RGB; coloured masks as classes.
+  # Cut large images into overlapping tiles of 512 px, convert 16-bit bands to RGB and colours of masks to classes.
   co2s prepare --data_dir path/to/folder --output_dir prepared/tiles --tile_size 512 --tile_overlap 64 \\
       --bands 4,3,2 --scale percentiles --label_colors classes.json
 
-  # To the Hub (`hf auth login` first), for `co2s train --dataset_name user/fields`.
+  # Write to the Hub (`hf auth login` first). To train on the result: `co2s train --dataset_name user/fields`.
   co2s prepare --data_dir path/to/folder --push_to_hub user/fields --private
 
-The data set has the splits labeled, unlabeled and validation with the bytes of all files, and classes.json (names,
-colours, concepts, ignore value). Files keep their bytes unless a rule changes them. Your files are only read.
+The data set has the splits labeled, unlabeled and validation, and classes.json with the names, colours and concepts of
+the classes. Files are copied byte by byte, unless they are cut into tiles or a flag such as --bands or --label_map
+changes their values; the result is then stored as PNG. Your own files are not changed.
 """
 
 from collections.abc import Sequence
@@ -28,13 +29,13 @@ from .command_line import Command, Flag, Group, own_group, setting
 
 @dataclass
 class PrepareArguments:
-    """Where the data set goes, and how images are cut."""
+    """Where to write the data set, and how to cut images."""
 
     output_dir: str | None = setting(None, "New folder for the data set.")
-    push_to_hub: str | None = setting(None, "Data set repository on the Hub to write to.", "user/name")
-    private: bool = setting(False, "Make that repository private, if it is new.")
-    tile_size: int | None = setting(None, "Cut larger images into tiles with this side, in pixels.")
-    tile_overlap: int = setting(0, "Pixels that neighbouring tiles share.")
+    push_to_hub: str | None = setting(None, "Repository on the Hub to write the data set to.", "user/name")
+    private: bool = setting(False, "Create the repository of --push_to_hub as private.")
+    tile_size: int | None = setting(None, "Cut larger images into square tiles of this side, in pixels.")
+    tile_overlap: int = setting(0, "Least number of pixels that neighbouring tiles share.")
     report: str | None = setting(None, "Draw samples, class shares and sizes into this file (.html or .png).")
     seed: int = setting(0, "Seed of the drawn sets.")
 
@@ -46,8 +47,8 @@ class PrepareArguments:
 
 
 SPLIT_COLUMN = Flag(
-    "Column that says labeled, unlabeled or validation. Default: the splits' names; rows without a label are "
-    "unlabelled."
+    "Column with labeled, unlabeled or validation for each row. Default: the names of the splits; rows without a "
+    "label map are unlabelled."
 )
 COMMAND = Command(
     name="prepare",
@@ -87,8 +88,8 @@ def run(args: PrepareArguments, data_options: DataOptions):
     rule = source.labeled.image_rule
     if rule != ImageRule():
         print(
-            f"The images are written as RGB, from bands {rule.bands or 'in their order'} with scale {rule.scale}. A "
-            "model trained on them needs the same --bands and --scale for raw files."
+            f"The images are written as RGB, from bands {rule.bands or 'in file order'} with scale {rule.scale}. To "
+            "predict raw files with a model trained on them, give the same --bands and --scale."
         )
     with tempfile.TemporaryDirectory() as temporary:
         write_data_set(args, source, temporary)

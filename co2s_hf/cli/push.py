@@ -1,19 +1,19 @@
 """Publish a trained model on the Hub, or a demo of it.
 
-  # `hf auth login` first. The model's folder has its card from the training.
+  # `hf auth login` first. The training wrote the card into the model's folder.
   co2s push --checkpoint outputs/train_semi/model --hub_model_id user/name --hub_private_repo
 
-  # With the handler of Inference Endpoints; on a branch.
+  # Also publish the handler of Inference Endpoints; publish on a branch.
   co2s push --checkpoint outputs/train_semi/model --hub_model_id user/name --handler --hub_revision v1
 
-  # A Space: the page of `co2s demo` for a published model.
+  # Publish the page of `co2s demo` as a Space, for a published model.
   co2s push --checkpoint user/name --space user/demo
 
-  # The same Space as a local folder, to look at it first.
+  # Write the same Space into a local folder, to look at it first.
   co2s push --checkpoint user/name --space_dir outputs/space
 
-All files arrive in one commit, or none does. The local folder is only read; a missing card or handler is first written
-into it.
+All files are uploaded in one commit, or none is. The command first writes a missing card, and the files of --handler,
+into the local folder. It changes nothing else there.
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ from .command_line import Command, own_group, setting
 class PushArguments(HubTarget):
     """What to publish, and where."""
 
-    checkpoint: str = setting(DEFAULT_MODEL, "Folder of a trained model. For a Space: its name on the Hub.")
-    handler: bool = setting(False, "Also publish handler.py for Inference Endpoints.")
+    checkpoint: str = setting(DEFAULT_MODEL, "Folder of a trained model. For a Space: name of a model on the Hub.")
+    handler: bool = setting(False, "Also publish handler.py and requirements.txt for Inference Endpoints.")
     space: str | None = setting(None, "Publish a demo of the model as this Space (user/name) instead.")
-    space_dir: str | None = setting(None, "Write that demo into this new folder instead.")
+    space_dir: str | None = setting(None, "Write the files of the Space into this new folder instead.")
 
     def __post_init__(self):
         if self.space is not None and self.space_dir is not None:
@@ -45,7 +45,10 @@ class PushArguments(HubTarget):
         if not is_space and self.hub_model_id is None:
             raise UserValueError("Name the repository: `hub_model_id='user/name'`.")
         if self.space is not None and Path(self.checkpoint).exists():
-            raise UserValueError(f"A Space needs a published model, but '{self.checkpoint}' is a local folder.")
+            raise UserValueError(
+                f"A Space needs a published model, but '{self.checkpoint}' is a local folder. Publish it first: co2s "
+                f"push --checkpoint {self.checkpoint} --hub_model_id user/name"
+            )
 
 
 COMMAND = Command(name="push", description=__doc__, groups=[own_group("publishing", PushArguments)])
@@ -64,7 +67,7 @@ def main(words: Sequence[str] | None = None):
 
 
 def push_model(args: PushArguments):
-    """Publish a model's folder."""
+    """Publish the folder of a model, with a card and, if asked for, a handler."""
     from ..hub.cards import write_card
     from ..hub.publishing import add_handler, check_publishable, claim_repository, publish
 

@@ -1,15 +1,15 @@
 """Train both Co2S students on a few labelled and many unlabelled images.
 
-  # Drawn scenes and a tiny model from scratch: shows everything in minutes on a CPU.
+  # Try everything out: train a tiny model from scratch on drawn scenes. Takes minutes on a CPU.
   co2s train
 
-  # Your folder with images/ and labels/. The sets are drawn: one image in eight keeps its labels.
+  # Your folder with images/ and labels/. Draw the sets: one training image in eight keeps its labels.
   co2s train --data_dir path/to/folder --labeled_fraction 1/8
 
-  # A data set on the Hub, or on disk. Rows without a label map are unlabelled.
+  # A data set on the Hub or on disk. Rows without a label map are unlabelled images.
   co2s train --dataset_name user/fields --image_column photo --label_column mask
 
-  # Several GPUs and pretrained backbones, as in the paper (DINOv3 is gated: accept its terms, `hf auth login`).
+  # Several GPUs and the pretrained backbones of the paper. Accept the terms of DINOv3 on the Hub, and `hf auth login`.
   accelerate launch --multi_gpu --mixed_precision bf16 -m co2s_hf train --data_dir path/to/folder \\
       --clip_model openai/clip-vit-base-patch16 --dinov3_model facebook/dinov3-vitb16-pretrain-lvd1689m \\
       --crop_size 256 --per_device_train_batch_size 2 --num_train_epochs 80 --eval_epochs 5
@@ -17,13 +17,13 @@
   # A run of the paper.
   accelerate launch --multi_gpu --num_processes 4 -m co2s_hf train --config whdld
 
-  # The baseline without the unlabelled images.
+  # The baseline, which does not use the unlabelled images.
   co2s train --method supervised --output_dir outputs/supervised
 
   # Publish on the Hub with a model card (`hf auth login` first).
   co2s train --push_to_hub --hub_model_id user/name --hub_private_repo
 
-  # Options from a file, and others on the command line.
+  # Take options from a file, and change one of them.
   co2s train --config my_run.yaml --seed 1
 
   # Continue after an interruption, with the same options.
@@ -63,7 +63,7 @@ def main(words: Sequence[str] | None = None):
     words = list(sys.argv[1:] if words is None else words)
     arguments = COMMAND.parse(words)
     with COMMAND.user_errors():
-        from ..training import loop  # the imports below cost seconds, and --help must be quick
+        from ..training import loop  # these imports take seconds, and --help must be quick
         from .model_folders import claim, describe, publish_result
 
         hub = arguments[CardArguments]

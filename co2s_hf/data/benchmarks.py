@@ -21,12 +21,12 @@ TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class ClassFacts:
-    """One class.
+    """One class of a benchmark.
 
     Args:
-        name: Its name.
-        color: Its RGB colour.
-        synonyms: Other words for it, separated by commas.
+        name: Name of the class.
+        color: RGB colour of the class.
+        synonyms: Other words for the class, separated by commas.
     """
 
     name: str
@@ -35,11 +35,11 @@ class ClassFacts:
 
     @property
     def concepts(self) -> list[str]:
-        """The texts that the class's text embedding is the mean of: the name, then the synonyms."""
+        """Texts of the class: its name, then the synonyms. The mean of their embeddings guides the CLIP student."""
         return [self.name, *self.synonyms.split(", ")]
 
     def to_dict(self) -> dict:
-        """The entry of the class in a classes.json."""
+        """Return the class as an entry of a classes.json."""
         return {"name": self.name, "color": list(self.color), "concepts": self.concepts}
 
 
@@ -58,8 +58,9 @@ class Benchmark:
         crop_size: Side of training crops and of evaluation windows, in pixels.
         images_per_device: Labelled images per step on each of the paper's four GPUs.
         num_epochs: Passes through the unlabelled list.
-        base_size: (long, short) side in pixels that training images are scaled to fit into before the random scale.
-        eval_short_side: Short side in pixels that validation images are scaled to.
+        base_size: (long, short) side in pixels. Training images are scaled to fit into it before the random scale.
+            None: no scaling.
+        eval_short_side: Short side in pixels to which validation images are scaled.
     """
 
     classes: tuple[ClassFacts, ...]
@@ -75,11 +76,11 @@ class Benchmark:
     eval_short_side: int = 512
 
     def num_labeled(self, partition: int) -> int:
-        """Number of training images that keep their labels at 1/partition."""
+        """Return the number of training images that keep their labels at 1/partition."""
         return self.num_training // partition
 
     def denominator(self, partition: str | None) -> int:
-        """Read a partition such as "1_24" or "1/24". None means the smallest share.
+        """Return the denominator of a partition such as "1_24" or "1/24". None: that of the smallest share.
 
         Raises:
             UserValueError: The benchmark has no lists for it.
@@ -221,7 +222,7 @@ _MARS_CLASSES = (
 )
 
 
-# GID-15 (labels 0 to 14), MER and MSL count their classes from 0.
+# The classes of GID-15, MER and MSL start at 0 in the label files; those of the other benchmarks start at 1.
 _from_0 = partial(Benchmark, reduce_labels=False, crop_size=512, images_per_device=1, partitions=(8, 4))
 _from_1 = partial(Benchmark, reduce_labels=True)
 
@@ -267,13 +268,13 @@ def load_lists(dataset: str, denominator: int, splits_dir: Path | None = None) -
     Args:
         dataset: Key of `BENCHMARKS`.
         denominator: Denominator of the labelled share.
-        splits_dir: Read the lists here: the authors' folder of lists, its folder of one benchmark, or a folder with
-            labeled.txt, unlabeled.txt and val.txt, such as a run writes. None: download them from the authors'
-            repository, once.
+        splits_dir: Folder of the lists: the authors' folder of all lists, its subfolder of one benchmark, or a folder
+            with labeled.txt, unlabeled.txt and val.txt, such as the `splits/` of a run. None: the lists are downloaded
+            once from the authors' repository.
 
     Raises:
         UserOSError: A list is not in the cache and cannot be downloaded.
-        UserFileNotFoundError: The folder lacks a list.
+        UserFileNotFoundError: A list is not in the folder.
         UserValueError: A list is empty or malformed.
     """
     lists = {}
@@ -294,7 +295,7 @@ def load_lists(dataset: str, denominator: int, splits_dir: Path | None = None) -
 
 
 def size_warnings(dataset: str, denominator: int, sizes: dict[str, int]) -> list[str]:
-    """Name the lists that have another length than in the paper.
+    """Return a message for each list that is longer or shorter than in the paper.
 
     Args:
         dataset: Key of `BENCHMARKS`.
@@ -308,15 +309,15 @@ def size_warnings(dataset: str, denominator: int, sizes: dict[str, int]) -> list
     labeled = facts.num_labeled(denominator)
     expected = {"labeled": labeled, "unlabeled": facts.num_training - labeled, "validation": facts.num_validation}
     return [
-        f"The {split} list of {dataset} at 1/{denominator} has {sizes[split]} images; the paper's has {count}. "
-        "Results will not be comparable."
+        f"The {split} list of {dataset} at 1/{denominator} has {sizes[split]} images; the paper's list has {count}. "
+        "Results will not be comparable with the paper."
         for split, count in expected.items()
         if sizes[split] != count
     ]
 
 
 def _downloaded(url: str) -> Path:
-    """Return the cached copy of a file, and download it first if there is none."""
+    """Return the path of the cached copy of a file. Download the file first if there is no copy."""
     path = CACHE / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rsplit("/", 1)[1]
     if not path.exists():
         try:
@@ -324,8 +325,8 @@ def _downloaded(url: str) -> Path:
                 text = answer.read().decode()
         except (OSError, UnicodeDecodeError) as error:
             raise UserOSError(
-                f"{url} cannot be downloaded: {error}. Try again, or copy the authors' folder of lists here and name "
-                "it with `splits_dir`."
+                f"{url} cannot be downloaded: {error}. Try again, or name a copy of the authors' folder of lists with "
+                "`splits_dir`."
             ) from error
         write_text(path, text)
     return path

@@ -1,4 +1,4 @@
-"""Draw artificial scenes from above with their label maps: a data set for trials without a download.
+"""Draw artificial aerial scenes with their label maps: a data set for trials without a download.
 
 The classes are those of WHDLD. Each class has the same colours and the same texture in all scenes: crops have rows,
 pavement has slabs, water is smooth. Light, haze and colour balance differ from scene to scene. A few labelled scenes
@@ -29,7 +29,7 @@ HAZE, HAZE_COLOR = (0, 0.33), np.array((190, 200, 210), dtype=np.float32)
 
 
 class _Scene:
-    """A scene that is being drawn. Each method draws over what is there already.
+    """A scene that is being drawn. Each method draws over the earlier content.
 
     Args:
         rng: Random generator of all choices.
@@ -47,7 +47,7 @@ class _Scene:
         return np.array(colors[self.rng.integers(len(colors))]) + self.rng.normal(0, 7, size=3)
 
     def noise(self, cells: int) -> np.ndarray:
-        """Draw a smooth random field (size, size), standard deviation about 1, with `cells` bumps per side."""
+        """Draw a smooth random field (size, size) with `cells` bumps per side and a standard deviation of about 1."""
         coarse = Image.fromarray(self.rng.normal(size=(cells + 1, cells + 1)).astype(np.float32))
         return np.asarray(coarse.resize((self.size, self.size), Image.Resampling.BICUBIC))
 
@@ -131,7 +131,7 @@ class _Scene:
         return points if self.rng.random() < 0.5 else points[:, ::-1]
 
     def roads(self) -> list[np.ndarray]:
-        """Add one or two roads, some of them between pavements. Returns their polylines."""
+        """Add one or two roads, some of them with pavements on both sides, and return their polylines."""
         lines = [self.crossing(bends=2) for _ in range(self.rng.integers(1, 3))]
         widths = [int(self.rng.integers(8, 14)) for _ in lines]
         for points, width in zip(lines, widths):
@@ -144,7 +144,7 @@ class _Scene:
         return lines
 
     def pave(self, where: np.ndarray):
-        """Paint the pixels where the array is true as pavement of slabs."""
+        """Paint pavement of slabs where the array is true."""
         gray, pitch = self.rng.uniform(155, 185), self.rng.integers(5, 8)
         self.paint(where, PAVEMENT, (gray, gray, gray - 6), 3, 24, grain=3)
         self.image[where & (self.grid % pitch == 0).any(axis=-1)] -= 35
@@ -210,9 +210,9 @@ def write_scenes(
     """Draw a data folder that [`open_source`] can open.
 
     Args:
-        folder: New folder. It appears when it is complete.
-        num_labeled, num_unlabeled, num_validation: Number of scenes per set. Unlabelled scenes also have label files,
-            to measure pseudo-labels.
+        folder: New folder. It does not exist before all files are written.
+        num_labeled, num_unlabeled, num_validation: Number of scenes per set. Unlabelled scenes have label files, too,
+            so that pseudo-labels can be measured.
         size: Side of a scene in pixels.
         seed: Seed of all scenes.
 

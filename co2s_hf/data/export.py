@@ -1,7 +1,7 @@
 """Convert an opened data source to a `datasets.DatasetDict` that contains the images and the label maps.
 
-Files that are read without a rule keep their bytes. Other images and label maps are stored as PNG after their rule is
-applied, so that training gets the same values.
+Files keep their bytes if no rule applies to them and no tiles are cut. All other images and label maps are stored as
+PNG after their rule is applied. Training on the result therefore gets the same values.
 """
 
 import io
@@ -25,12 +25,12 @@ FEATURES = Features({"image": ImageColumn(), "label": ImageColumn()})
 def prepared(
     source: Source, tile_size: int | None = None, tile_overlap: int = 0, cache_dir: str | Path | None = None
 ) -> DatasetDict:
-    """Convert a source to a data set with the splits `labeled`, `unlabeled` and `validation`.
+    """Convert a source to a data set with the splits "labeled", "unlabeled" and "validation".
 
     Args:
         source: The opened source.
-        tile_size: Cut larger images into square tiles of this side in pixels. The last tile of a row or column is
-            moved inside the image. None: do not cut.
+        tile_size: Side in pixels of square tiles. Larger images are cut into them. The last tile of a row or column is
+            moved back so that it ends at the border of the image. None: images are not cut.
         tile_overlap: Least number of pixels that neighbouring tiles share.
         cache_dir: Folder for temporary files. None: the cache of `datasets`.
 
@@ -60,7 +60,7 @@ def check_tiles(tile_size: int | None, tile_overlap: int):
     """Check that the overlap is smaller than the tile.
 
     Raises:
-        UserValueError: It is not, or it is negative.
+        UserValueError: The overlap is negative, or not smaller than the tile.
     """
     if tile_size is not None and not 0 <= tile_overlap < tile_size:
         raise UserValueError(

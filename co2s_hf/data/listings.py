@@ -29,7 +29,7 @@ from .validation.checks import Finding
 
 
 CLASSES_FILE = "classes.json"
-OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}  # of splits of data sets
+OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}  # other names of a split
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ClassDescription:
     """The content of a classes.json.
 
     Args:
-        classes: The entries of the classes in label order, each with a "name" and perhaps "color" and "concepts".
+        classes: One entry per class in label order, with a "name" and optionally a "color" and "concepts".
         ignore_colors: Colours that mean "no class".
         ignore_index: Value in label files that means "no class".
     """
@@ -59,7 +59,7 @@ class ClassDescription:
 
     @property
     def concepts(self) -> dict[str, list[str]] | None:
-        """Texts that the text embedding of each class is the mean of; by default the name of the class."""
+        """Texts of each class, by default its name. The mean of their text embeddings guides the CLIP student."""
         return {c["name"]: c.get("concepts") or [c["name"].replace("_", " ")] for c in self.classes} or None
 
     def renamed(self, names: Sequence[str]) -> "ClassDescription":
@@ -95,7 +95,7 @@ def read_classes(path: Path) -> ClassDescription:
     for key in ("name", "color"):
         values = [str(entry[key]) for entry in entries if key in entry]
         if repeated := {value for value in values if values.count(value) > 1}:
-            raise UserValueError(f"{path} gives the {key} {min(repeated)} to two classes. Each needs its own.")
+            raise UserValueError(f"{path} gives the {key} {min(repeated)} to two classes. Make them different.")
     ignore_index = content.get("ignore_index", IGNORE)
     if not isinstance(ignore_index, int):
         raise UserValueError(f"{path} gives the ignore_index {ignore_index}; expected a number such as 255.")
@@ -122,13 +122,13 @@ def _read_classes_if_any(path: Path | None) -> ClassDescription:
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a source: sets, and a pool from which the missing sets are drawn.
+    """The images of a source: its sets, and a pool from which the missing sets are drawn.
 
     Args:
-        sets: "labeled", "unlabeled", "validation" -> samples, for the sets that the source defines.
-        pool: Samples from which the other sets are drawn. None: `sets` is complete.
-        description: The classes; empty if nothing describes them.
-        label_rule: The source's own rule for label values.
+        sets: "labeled", "unlabeled" or "validation" -> samples, for the sets that the source defines.
+        pool: Samples from which the missing sets are drawn. None: no set is drawn.
+        description: The classes. It is empty if the source does not describe them.
+        label_rule: Rule for label values, unless the options have one.
         root: Folder that the names in lists are relative to; "" for rows of a data set.
         findings: Warnings about the files.
     """
@@ -188,7 +188,7 @@ def _read_set(root: Path, splits_dir: Path, split: str) -> Samples:
 
 
 def _samples_of_lines(root: Path, split: str, lines: list[Line]) -> Samples:
-    if split == "unlabeled":  # their label files may be missing
+    if split == "unlabeled":  # the label files of unlabelled images may be missing
         lines = [(image, label if label is not None and (root / label).exists() else None) for image, label in lines]
     labels = [None if label is None else str(root / label) for _, label in lines]
     return Samples.of_files([str(root / image) for image, _ in lines], labels)
@@ -207,10 +207,10 @@ def _pair_files(root: Path) -> tuple[Samples, list[Finding]]:
     if unpaired and len(unpaired) == len(labels):
         wanted = root / "images" / unpaired[0].relative_to(root / "labels").with_suffix(".*")
         raise UserValueError(
-            f"No label file has the name of an image: for '{unpaired[0]}' there is no '{wanted}'. Rename the files."
+            f"No label file has the name of an image: for '{unpaired[0]}', there is no '{wanted}'. Rename the files."
         )
     findings = [
-        Finding("labels without an image", f"{path} has no image of its name. Rename one of them.", is_warning=True)
+        Finding("labels without an image", f"{path} has no image of this name. Rename one of them.", is_warning=True)
         for path in unpaired
     ]
     paired = [str(labels[stem]) if stem in labels else None for stem in images]
@@ -218,7 +218,7 @@ def _pair_files(root: Path) -> tuple[Samples, list[Finding]]:
 
 
 def _files_by_stem(folder: Path) -> dict[Path, Path]:
-    """Find the image files of a folder. Returns path below the folder without suffix -> path."""
+    """Find the image files of a folder: path below the folder, without suffix -> path."""
     files: dict[Path, Path] = {}
     for path in find_images(folder):
         stem = path.relative_to(folder).with_suffix("")
@@ -244,11 +244,11 @@ def _list_dataset(options: DataOptions) -> Listing:
         if split not in (*SPLITS, "train", "test"):
             raise UserValueError(
                 f"`dataset_name` is '{options.dataset_name}', which has a split '{name}'; expected "
-                f"{', '.join((*SPLITS, 'train', 'test'))}. Write the set of each row into a column, and name the "
-                "column with `split_column`."
+                f"{', '.join((*SPLITS, 'train', 'test'))}. Rename the split. If a column has the set of each row, "
+                "name it with `split_column` (on the command line, in `co2s prepare`)."
             )
         sets[split] = sets[split] + Samples(table) if split in sets else Samples(table)
-    if "test" in sets:  # it is the validation set if there is no other, and is left out otherwise
+    if "test" in sets:  # it becomes the validation set if there is no other one; otherwise it is not used
         sets.setdefault("validation", sets.pop("test"))
         sets.pop("test", None)
     description = _read_classes_if_any(classes_path)
@@ -265,7 +265,7 @@ def _list_dataset(options: DataOptions) -> Listing:
 
 
 def _load_splits(options: DataOptions) -> tuple[dict[str, Dataset], Path | None]:
-    """Load a data set. Returns its splits, and the path of its classes.json (which may not exist)."""
+    """Load a data set, and return its splits and the path of its classes.json, which may not exist."""
     name, revision, folder = options.dataset_name, options.dataset_revision, Path(options.dataset_name)
     with _errors_name_the_data_set(name, "Check `dataset_name`, `dataset_config` and `dataset_revision`."):
         if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
@@ -285,7 +285,7 @@ def _load_splits(options: DataOptions) -> tuple[dict[str, Dataset], Path | None]
 def _errors_name_the_data_set(name: str, remedy: str) -> Iterator[None]:
     """Turn the errors of `datasets` and of the Hub's client into a UserOSError.
 
-    Both raise many types, among them RuntimeError for data sets with a loading script.
+    Both raise errors of many types, for example RuntimeError for a data set with a loading script.
     """
     try:
         yield
@@ -294,15 +294,15 @@ def _errors_name_the_data_set(name: str, remedy: str) -> Iterator[None]:
 
 
 def _standard_columns(table: Dataset, options: DataOptions, split: str) -> Dataset:
-    """Reduce a table to the columns `image`, `label`, `row` and the split column. Images are not decoded.
+    """Reduce a table to the columns `image`, `label`, `row` and the split column, without decoding images.
 
-    Columns are added before rows are selected. In the other order `datasets` would write a copy beside the data.
+    Columns are added before rows are selected. In the reverse order, `datasets` would write a copy beside the data.
     """
     needed = [options.image_column, options.label_column, options.split_column]
     for name in needed:
         if name not in (None, *table.column_names) and (split, name) != ("unlabeled", options.label_column):
             raise UserValueError(
-                f"The split '{split}' of {options.dataset_name} has no column '{name}', but "
+                f"The split '{split}' of {options.dataset_name} has no column '{name}'. It has the columns "
                 f"{', '.join(table.column_names)}. Name the right ones with `image_column`, `label_column` or "
                 "`split_column`."
             )
@@ -323,7 +323,7 @@ def _standard_columns(table: Dataset, options: DataOptions, split: str) -> Datas
 
 
 def _divide_by_column(tables: dict[str, Dataset], column: str) -> dict[str, Dataset]:
-    """Put each row into the set that its split column names."""
+    """Put each row into the set that is named in its split column."""
     rows: dict[str, Dataset] = {}
     for table in tables.values():
         values, feature = table[column][:], table.features[column]

@@ -1,4 +1,4 @@
-"""The options of every function that opens data: where it is, what its values mean, how the sets are drawn."""
+"""The options of data: where it is, what its values mean, and how its sets are drawn."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from .benchmarks import BENCHMARKS, DATASETS_REPOSITORY
 
 IGNORE = 255  # label of pixels without a class, in every label map that this package returns
 PERCENTILES_SCALE = "percentiles"
-OPTION_SOURCES = {  # options that only some sources have -> these sources
+OPTION_SOURCES = {  # option that has an effect on some sources only -> these sources
     "partition": ("dataset",),
     "splits_dir": ("data_dir", "dataset"),
     "dataset_config": ("dataset_name",),
@@ -29,7 +29,7 @@ class DataOptions:
     Args:
         data_dir: Folder with `images/` and `labels/`, and lists in `splits/` unless the sets are drawn. With
             `dataset`: a local copy of that benchmark.
-        dataset_name: Data set on the Hub, or a folder made by `save_to_disk` or of parquet files.
+        dataset_name: Data set on the Hub, or a local folder from `save_to_disk` or with parquet files.
         dataset_config: Configuration of `dataset_name`, if it has several.
         dataset_revision: Branch, tag or commit on the Hub.
         dataset: Benchmark of the paper, a key of [`BENCHMARKS`].
@@ -38,21 +38,23 @@ class DataOptions:
             `splits/` of `data_dir`; for a benchmark, the lists in the authors' repository.
         image_column, label_column: Columns of `dataset_name`.
         split_column: Column that holds "labeled", "unlabeled" or "validation". None: the names of the splits.
-        labeled_fraction: Draw the sets; this share (above 0, up to 1) of the training images with labels keeps them.
-        validation_fraction: Share (above 0, up to 1) of the images with labels to draw for validation, if there is no
-            validation set yet.
-        group_regex: Part of an image's name that identifies its group. Groups are drawn for validation as a whole.
+        labeled_fraction: Draw the sets. This share (above 0, up to 1) of the training images with labels keeps its
+            labels; the other images become unlabelled.
+        validation_fraction: Share (above 0, up to 1) of the images with labels to draw for validation, if the data has
+            no validation set.
+        group_regex: Regular expression for the part of an image's name that identifies its group. A group is drawn for
+            validation as a whole.
         class_names: Class names in label order. None: those of classes.json, or class_0, class_1 ...
         ignore_index: Value in label files that means "no class".
-        reduce_labels: 0 in label files also means "no class", and the classes start at 1.
+        reduce_labels: The value 0 in label files also means "no class", and the classes start at 1.
         label_map: Value in label files -> class index, 0 to 254. Other values are errors.
-        label_colors: JSON file with the colours of the classes, for masks that hold RGB colours.
-        bands: Band numbers, from 1, of red, green and blue.
-        scale: (low, high) values that become 0 and 255, one pair for all bands or one pair per band; or "percentiles",
+        label_colors: JSON file with the colours of the classes, for label files that hold RGB colours.
+        bands: Numbers, from 1, of the bands for red, green and blue.
+        scale: (low, high) values that become 0 and 255, one pair for all bands or one pair per band. "percentiles":
             the 2nd and 98th percentile of the training images.
 
     Raises:
-        UserValueError: A value is not allowed, or the option does not go with the source.
+        UserValueError: A value is not allowed, or an option has no effect on the source.
         UserFileNotFoundError: `label_colors` does not exist.
     """
 
@@ -87,7 +89,7 @@ class DataOptions:
         self._check_image_rule()
 
     def _check_source(self):
-        """Refuse two sources, and options that would have no effect on the chosen one."""
+        """Refuse two sources, and options that have no effect on the chosen source."""
         if self.dataset_name is not None and (self.data_dir or self.dataset):
             raise UserValueError("Give one source: `data_dir`, `dataset_name` or `dataset`.")
         if self.dataset is not None and self.dataset not in BENCHMARKS:

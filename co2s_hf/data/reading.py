@@ -25,8 +25,8 @@ from .options import IGNORE
 
 
 UNKNOWN = -1  # index of a label value or colour that no rule covers
-PERCENTILES = (2, 98)  # of a band's values: they become 0 and 255 with `scale="percentiles"`
-PERCENTILE_SAMPLE_PX = 256  # about as many rows and columns of each file enter the percentiles
+PERCENTILES = (2, 98)  # with `scale="percentiles"`, these percentiles of a band become 0 and 255
+PERCENTILE_SAMPLE_PX = 256  # rows and columns of larger files are thinned for percentiles; at least this many remain
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 REPLACE_FILE = "Replace it, or remove it from its list."
 
@@ -58,7 +58,7 @@ def base_scale(size: tuple[int, int], base_size: tuple[int, int] | None) -> floa
 
     Args:
         size: Width and height of the image in pixels.
-        base_size: Long and short side in pixels, for images in landscape and in portrait format. None gives 1.
+        base_size: (long, short) side in pixels, for landscape and portrait format alike. None: the factor is 1.
     """
     return 1.0 if base_size is None else min(max(base_size) / max(size), min(base_size) / min(size))
 
@@ -68,9 +68,9 @@ class StoredFile:
     """A file on disk, or a file whose bytes are in a data set.
 
     Args:
-        path: Path on disk, or the name that a data set holds for the file (may be empty).
-        data: The bytes, if they are in a data set.
-        row: Split and row of the data set, for messages.
+        path: Path on disk; for a file in a data set, its original name, or "".
+        data: The bytes of a file in a data set. None: the file is on disk.
+        row: Split and row number of a file in a data set, for messages.
     """
 
     path: str
@@ -91,14 +91,14 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class ImageRule:
-    """How the bands of an image file become red, green and blue.
+    """A rule that converts the bands of an image file to red, green and blue.
 
-    With neither `bands` nor `scale`, only files with 8-bit RGB or grey values are read.
+    Without `bands` and `scale`, the rule covers only files of 1 or 8 bits with RGB, grey or palette colours.
 
     Args:
-        bands: Numbers, from 1 as in GDAL, of the bands for red, green and blue.
+        bands: Numbers of the bands for red, green and blue. They start at 1, as in GDAL.
         scale: (low, high) values that become 0 and 255, one pair for all bands or one pair per band. Values outside
-            are clipped.
+            this range are clipped.
     """
 
     bands: tuple[int, int, int] | None = None
@@ -106,19 +106,21 @@ class ImageRule:
 
     @classmethod
     def of_config(cls, config: Co2SConfig) -> "ImageRule":
-        """Return the rule that the training images of a model were read with."""
+        """Return the rule by which the training images of a model were read."""
         scale = None if config.image_scale is None else tuple(tuple(pair) for pair in config.image_scale)
         return cls(None if config.image_bands is None else tuple(config.image_bands), scale)
 
     def read(self, file: StoredFile, base_size: tuple[int, int] | None = None, scale: float = 1.0) -> Image.Image:
         """Read an image as 8-bit RGB.
 
+        If `base_size` is given, a JPEG file that the caller will make smaller is decoded at a half, a quarter or an
+        eighth of its size, which is faster. The decoded image is never smaller than the size that the caller needs.
+
         Args:
             file: The image.
-            base_size: (long, short) side in pixels that the caller will scale the image to fit into.
-            scale: Factor by which the caller will scale it after that. A JPEG file that will become smaller is decoded
-                at a half, a quarter or an eighth of its size, which is faster. The decoded image is never smaller than
-                the size that the caller needs.
+            base_size: (long, short) side in pixels. The caller will scale the image to fit into it. None: the file is
+                decoded at its full size.
+            scale: Factor by which the caller will then scale the image.
 
         Raises:
             UserValueError: The file cannot be read, or the rule does not cover it.
@@ -145,7 +147,7 @@ class ImageRule:
             name: Name of the file, for the message.
             dtype: Type of the bands.
             num_bands: Number of the bands.
-            held: Function that describes the content of the file. It is only called for an error.
+            held: Function that describes the content of the file. It is called for an error only.
 
         Raises:
             UserValueError: There are not one or three bands, or `scale` is missing for values of more than 8 bits.
@@ -179,13 +181,13 @@ class ImageRule:
 
 @dataclass(frozen=True)
 class LabelRule:
-    """How the values of label files become class indices. By default they are class indices already.
+    """A rule that converts the values of label files to class indices. By default, the values are class indices.
 
     Args:
         ignore_index: Value that means "no class".
-        reduce_labels: 0 also means "no class", and the classes start at 1.
+        reduce_labels: The value 0 also means "no class", and the classes start at 1.
         label_map: (value, class index) pairs. Other values are errors.
-        colors: RGB colour of each class, in label order, for masks that hold colours.
+        colors: RGB colour of each class, in label order, for label files that hold colours.
         ignore_colors: Colours that mean "no class".
     """
 
@@ -232,7 +234,7 @@ class LabelRule:
                 if len(image.getbands()) > 1:
                     remedy = "If its colours stand for classes, list them: `label_colors='classes.json'`."
                 raise UserValueError(f"{file} {_describe_image(image)}; expected one band of class indices. {remedy}")
-            values = np.asarray(image)  # of a file with a palette these are the indices, not the colours
+            values = np.asarray(image)  # for a file with a palette, these are the indices, not the colours
             return values.astype(np.uint8) if image.mode == "1" else values
 
     def indices(self, values: np.ndarray) -> np.ndarray:
@@ -288,8 +290,8 @@ def open_image(file: StoredFile, expected: str | None = None) -> Iterator[Image.
 
     Args:
         file: An image or a label map.
-        expected: For the message, if Pillow does not know the format: the content that was expected, and the remedy.
-            None: 8-bit RGB.
+        expected: Expected content and remedy, for the error message about a format that Pillow does not know. None:
+            8-bit RGB.
 
     Raises:
         UserValueError: The file does not exist or cannot be read.
@@ -312,7 +314,7 @@ def open_image(file: StoredFile, expected: str | None = None) -> Iterator[Image.
 
 @contextmanager
 def _open_with_pillow(stream: BinaryIO) -> Iterator[Image.Image]:
-    """Open an image, and raise an OSError for content that Pillow refuses with a ValueError."""
+    """Open an image, and convert the ValueError that Pillow raises for some broken files to an OSError."""
     try:
         image = Image.open(stream)
     except ValueError as error:
@@ -329,11 +331,11 @@ def read_bands(file: StoredFile, bands: tuple[int, ...] | None = None) -> np.nda
         bands: Band numbers from 1. None: all bands.
 
     Returns:
-        Array (bands, height, width) of the file's type. Pixels without data are NaN in float types, 0 in others.
+        Array (bands, height, width) of the file's type. Pixels without data are NaN in float types, and 0 in others.
 
     Raises:
         UserImportError: rasterio is not installed.
-        UserValueError: The file cannot be read, or has no such band.
+        UserValueError: The file cannot be read, or lacks one of `bands`.
     """
     values = _read_masked_bands(file, bands)
     return values.filled(np.nan if values.dtype.kind == "f" else 0)
@@ -344,9 +346,7 @@ def _read_masked_bands(file: StoredFile, bands: tuple[int, ...] | None) -> np.ma
     try:
         with rasterio.open(io.BytesIO(file.data) if file.data is not None else file.path) as raster:
             if bands is not None and max(bands) > raster.count:
-                raise UserValueError(
-                    f"{file} has {raster.count} bands, none with the number {max(bands)}. Change `bands`."
-                )
+                raise UserValueError(f"{file} has {raster.count} bands and no band {max(bands)}. Change `bands`.")
             return raster.read(list(bands) if bands is not None else None, masked=True)
     except rasterio.errors.RasterioError as error:
         raise UserValueError(f"{file} cannot be read as a raster: {error}. {REPLACE_FILE}") from error
@@ -357,11 +357,11 @@ def percentile_scale(
 ) -> tuple[tuple[float, float], ...]:
     """Compute the `scale` of an [`ImageRule`] from percentiles of the values of all files together.
 
-    One scale serves all files. With a scale per file the same field would look different in every file. Pixels without
-    data and files that cannot be read are left out.
+    All files get the same scale. If every file had its own scale, the same field would look different in every file.
+    Pixels without data and files that cannot be read are left out.
 
     Args:
-        files: Images. Not all of their pixels are used, see `PERCENTILE_SAMPLE_PX`.
+        files: The images. For large images, not all pixels are used: see `PERCENTILE_SAMPLE_PX`.
         bands: Band numbers from 1. None: all bands.
         percentiles: Lower and upper percentile, 0 to 100.
 
@@ -398,7 +398,7 @@ def percentile_ranges(
     """Compute two percentiles of each band.
 
     Args:
-        values: (bands, number of values). NaN are left out.
+        values: (bands, number of values). NaN values are left out.
         percentiles: Lower and upper percentile, 0 to 100.
 
     Returns:
@@ -424,7 +424,7 @@ def _import_rasterio(file: StoredFile) -> ModuleType:
         import rasterio
     except ImportError as error:
         raise UserImportError(f"Reading the bands of {file} needs rasterio: pip install 'co2s_hf[scenes]'.") from error
-    # Training images need no coordinates.
+    # Training images need no coordinates, so a missing georeference is no problem.
     warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
     return rasterio
 
@@ -439,7 +439,7 @@ def _describe_image(image: Image.Image) -> str:
 
 
 def _describe_raster(file: StoredFile) -> str | None:
-    """Describe the content of a file that Pillow cannot open. None: rasterio cannot either, or is not installed."""
+    """Describe the content of a file that Pillow cannot open. None: rasterio cannot open it, or is not installed."""
     try:
         return _describe_bands(read_bands(file))
     except (ImportError, ValueError):
@@ -452,7 +452,7 @@ def _describe_bands(values: np.ndarray) -> str:
 
 
 def _band_remedy(mode: str | None = None) -> str:
-    """Name the options for a file that is not 8-bit RGB, by its PIL mode if Pillow can open it."""
+    """Return a sentence with the options for a file that is not 8-bit RGB. `mode` is its PIL mode, if it has one."""
     needs = "(needs rasterio: pip install 'co2s_hf[scenes]')."
     if mode in ("RGBA", "RGBX", "CMYK"):
         return f"Leave the fourth band out: `bands=(1, 2, 3)` {needs}"

@@ -19,19 +19,19 @@ from .reading import IGNORE, ImageRule, LabelRule, StoredFile, base_scale
 from .views import SCALE_RANGE, Geometry, draw_appearance, draw_cutmix_box
 
 
-ROWS_PER_READ = 64  # rows read from a table together; this is ten times as fast as row by row
+ROWS_PER_READ = 64  # rows that are read from a table together, which is ten times as fast as row by row
 FEATURES = Features({"image": ImageColumn(decode=False), "label": ImageColumn(decode=False), "row": Value("string")})
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, and how to read it.
+    """One image and its label map, and the rules to read them.
 
     Args:
         image: The image file.
         label: The file of its label map, or None.
-        image_rule: How the image becomes 8-bit RGB.
-        label_rule: How the values of the label file become class indices.
+        image_rule: Converts the image to 8-bit RGB.
+        label_rule: Converts the values of the label file to class indices.
     """
 
     image: StoredFile
@@ -40,11 +40,11 @@ class Sample:
     label_rule: LabelRule = LabelRule()
 
     def load_image(self, base_size: tuple[int, int] | None = None, scale: float = 1.0) -> Image.Image:
-        """Read the image as 8-bit RGB. With `base_size` a JPEG may be decoded smaller, see [`ImageRule.read`].
+        """Read the image as 8-bit RGB. If `base_size` is given, a JPEG may be decoded smaller: see [`ImageRule.read`].
 
         Args:
-            base_size: (long, short) side in pixels that the caller will scale the image to fit into.
-            scale: Factor by which the caller will scale it after that.
+            base_size: (long, short) side in pixels. The caller will scale the image to fit into it.
+            scale: Factor by which the caller will then scale the image.
         """
         return self.image_rule.read(self.image, base_size, scale)
 
@@ -61,9 +61,10 @@ class Samples(Sequence):
     data loader share them.
 
     Args:
-        table: Columns of `FEATURES`: image and label, not decoded, and for rows of a data set their split and number.
-        image_rule: How all images are read.
-        label_rule: How all label maps are read.
+        table: The columns of `FEATURES`: image and label, not decoded. For rows of a data set, the column `row` has
+            their split and number.
+        image_rule: Rule to read all images.
+        label_rule: Rule to read all label maps.
     """
 
     table: Table
@@ -72,7 +73,7 @@ class Samples(Sequence):
 
     @classmethod
     def of_files(cls, images: Sequence[str], labels: Sequence[str | None], **rules) -> "Samples":
-        """Make samples of files on disk.
+        """Create samples from files on disk.
 
         Args:
             images: Paths of the images.
@@ -84,7 +85,7 @@ class Samples(Sequence):
 
     @property
     def paths(self) -> list[str]:
-        """Paths of the image files; for rows of a data set the original name, or "" if it is not known."""
+        """Paths of the image files. A row of a data set has its original file name instead, or "" if it has none."""
         paths = []
         for batch in self.table.select_columns("image").with_format("arrow").iter(1000):
             paths += pc.struct_field(batch["image"], "path").to_pylist()  # without reading the bytes
@@ -92,7 +93,7 @@ class Samples(Sequence):
 
     @property
     def names(self) -> list[str]:
-        """Unique names of the images: the path; for rows of a data set split, row number and original name."""
+        """Unique names of the images: the path, or for a row of a data set "SPLIT[NUMBER] ORIGINAL_NAME"."""
         return [str(StoredFile(path, row=row)) for path, row in zip(self.paths, self.table["row"][:])]
 
     def __len__(self) -> int:
@@ -130,33 +131,35 @@ def _stored_file(row: dict, column: str) -> StoredFile | None:
 
 
 class PairedViews(Dataset):
-    """The items of a whole training run: each is one labelled and one unlabelled sample, augmented.
+    """The items of a whole training run. An item contains one labelled and one unlabelled sample, both augmented.
 
-    A pass through a list takes its samples in a new random order, and passes repeat as often as needed. The order and
-    the views depend only on the seed and the index of the item. So a run can continue from any item, and the number of
-    worker processes changes nothing.
+    Each pass through a list of samples has a new random order. The number of passes is not limited. The order and the
+    views depend only on the seed and the index of the item. A run can therefore continue from any item, and the items
+    do not depend on the number of worker processes.
 
     Each item is a dictionary:
 
     - `labeled` (3, crop, crop), uint8, `labels` (crop, crop), uint8, and `labeled_name`
     - `weak` (3, crop, crop), uint8, `padding` (crop, crop), bool, true for pixels without data, and `unlabeled_name`
-    - `appearance_1`, `appearance_2`: the numbers of [`strong_view`]
+    - `appearance_1`, `appearance_2`: (6,), float32, from [`draw_appearance`]
     - `cutmix_boxes_1`, `cutmix_boxes_2`: (crop, crop), bool, true where the partner is pasted
-    - `hidden_labels`, and `partner_weak`, `partner_padding`, `partner_appearance_1`, `partner_appearance_2` on request
+    - with `with_hidden_labels`: `hidden_labels` (crop, crop), uint8
+    - with `partner`: `partner_weak`, `partner_padding`, `partner_appearance_1`, `partner_appearance_2`
 
     Args:
         labeled: Samples with labels.
         unlabeled: Samples without labels. Label files are not read, unless `with_hidden_labels`.
         crop_size: Side of the square views in pixels.
         length: Number of items: the steps of the run times its global batch.
-        num_labeled_only: The first items, so many of them, have no unlabelled sample.
+        num_labeled_only: Number of items at the start that have no unlabelled sample.
         seed: Seed of all random numbers of the items.
         ignore_index: Label of pixels without data.
-        partner: Also return views to paste with CutMix: "another" takes another unlabelled image (for batches of one),
-            "same" the same image, as the authors' released code does. None: other items of the batch are pasted.
-        with_hidden_labels: Also return the labels of unlabelled images, to measure pseudo-labels. They are
-            `ignore_index` everywhere if there is no label file.
-        base_size: (long, short) side in pixels that images are scaled to fit into before the random scale. None: no
+        partner: Source of additional views to paste with CutMix. "another": another unlabelled image, for batches of
+            one. "same": another crop of the same image, as in the authors' released code. None: no additional views;
+            other items of the batch are pasted.
+        with_hidden_labels: Also return the labels of unlabelled images, to measure pseudo-labels. An image without a
+            label file has `ignore_index` everywhere.
+        base_size: (long, short) side in pixels. Images are scaled to fit into it before the random scale. None: no
             scaling.
     """
 
@@ -203,12 +206,12 @@ class PairedViews(Dataset):
         return item
 
     def _position(self, stream: int, index: int, size: int) -> int:
-        """Return the position in a list of `size` samples for an item. Each pass has its own permutation."""
+        """Return which of `size` samples belongs to an item. Each pass has its own permutation."""
         lap, place = divmod(index, size)
         return int(_permutation(self.seed, stream, lap, size)[place])
 
     def _draw_geometry(self, sample: Sample, rng: np.random.Generator) -> tuple[Geometry, Image.Image]:
-        """Draw a random geometry for a sample. Returns it and the image."""
+        """Draw a random geometry for a sample, and return the geometry and the image."""
         scale = rng.uniform(*SCALE_RANGE)
         image = sample.load_image(self.base_size, scale)
         scale *= base_scale(image.size, self.base_size)
@@ -236,12 +239,12 @@ class PairedViews(Dataset):
         return item
 
 
-# Drawing the whole permutation again for every item would be slow. Four entries hold the current pass of both lists.
+# Drawing the permutation again for every item would be slow. Each list needs one entry for its current pass.
 @lru_cache(maxsize=4)
 def _permutation(seed: int, stream: int, lap: int, size: int) -> np.ndarray:
     return random_generator(seed, stream, lap).permutation(size)
 
 
 def _weak_view(geometry: Geometry, image: Image.Image) -> torch.Tensor:
-    """Crop the image. Returns (3, crop, crop), uint8: a quarter of the bytes of float32 to copy to the device."""
+    """Return the weak view (3, crop, crop), uint8. A copy to the device takes a quarter of the bytes of float32."""
     return torch.from_numpy(geometry.apply(image, 0, Image.Resampling.BILINEAR)).permute(2, 0, 1)

@@ -19,7 +19,7 @@ from .validation.checks import Finding, Scans, check, raise_errors
 from .validation.scan import scan_images, scan_labels
 
 
-NUM_SCALED = 200  # number of images that percentiles are computed from
+NUM_SCALED = 200  # largest number of images that percentiles are computed from
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Source:
 
     Args:
         labeled: Training images with labels.
-        unlabeled: Training images without labels. Training never uses their label files, if there are any.
-        validation: Images with labels to measure on.
+        unlabeled: Training images without labels. They may have label files, but these are never trained on.
+        validation: Images with labels for evaluation.
         id2label: Class index -> name.
         palette: RGB colour of each class, or None if they are not known.
         class_concepts: Texts for the text embedding of each class, or None if the classes have no names.
@@ -72,16 +72,16 @@ def open_source(
 ) -> Source:
     """List, draw and check the sets of a data source.
 
-    All images of the needed sets are decoded once, and all their label maps except those of unlabelled images. The
+    Every image of the needed sets is decoded once. Label maps are also decoded, except those of unlabelled images. The
     results are cached.
 
     Args:
         options: Options of the data. They must name a source.
-        seed: Seed of the drawn sets.
+        seed: Seed for drawing the sets.
         progress: Show a progress bar while files are checked.
         with_hidden_labels: Also check the label maps of unlabelled images, if there are any.
-        config: Configuration of a trained model that the data is for. Its rule for bands is used unless `options` has
-            one, and its classes are used if the data does not describe them.
+        config: Configuration of the trained model that will read the data. Its bands and scale are used unless
+            `options` has some. Its class names are used if the data has none.
         needed: Sets that must not be empty. Only files of these sets are checked.
 
     Raises:
@@ -142,8 +142,8 @@ def _label_rule(options: DataOptions, default: LabelRule, description: ClassDesc
     if options.label_colors is not None:
         if description.palette is None:
             raise UserValueError(
-                f"`label_colors` is '{options.label_colors}', which does not give every class a color such as "
-                "[0, 0, 255]. Add the missing ones."
+                f"`label_colors` is '{options.label_colors}', which does not give a color to every class. Add the "
+                "missing colors, such as [0, 0, 255]."
             )
         colors = tuple(map(tuple, description.palette))
     return LabelRule(
@@ -188,7 +188,7 @@ def _draw(
     Args:
         pool: All samples to draw from.
         root: Folder that group names are relative to.
-        settled: Sets that exist already.
+        settled: Sets that already exist.
         options: Options of the data.
         seed: Seed of the draw.
         progress: Show a progress bar while label maps are read.
@@ -209,7 +209,7 @@ def _draw(
     if not known:
         raise UserValueError(
             f"Of {len(pool)} images, {len(pool) - len(without)} have a label map: too few to train and to validate. "
-            "Add label files of the same name to labels/."
+            "Add label maps: files of the same name in labels/, or cells of the label column."
         )
     fraction = 1.0 if options.labeled_fraction is None else options.labeled_fraction
     labeled, others = draw_labeled(classes, fraction, seed)
@@ -222,8 +222,9 @@ def _draw(
 def _groups(pool: Samples, root: str, regex: str | None) -> list[str]:
     """Return the group of each image.
 
-    It is the part of the path below images/ that the regular expression matches, or its last bracketed group. Images
-    that do not match, and all images without a regular expression, are groups of their own.
+    The group is the part of the path below images/ that the regular expression matches. If the regular expression has
+    capturing groups, the last one that took part in the match is used. An image that does not match is a group of its
+    own. Without a regular expression, every image is a group of its own.
 
     Raises:
         UserValueError: The regular expression matches no image.
@@ -239,7 +240,7 @@ def _groups(pool: Samples, root: str, regex: str | None) -> list[str]:
 
 
 def _count_classes(scans: dict[str, Scans]) -> list[str]:
-    """Name as many classes as the highest label needs: class_0, class_1 ...
+    """Return the names class_0, class_1 ... up to the highest label.
 
     Raises:
         UserValueError: More labels are missing than present, so the values are probably not class indices.
@@ -259,7 +260,7 @@ def _count_classes(scans: dict[str, Scans]) -> list[str]:
 
 def _embedded_palette(labeled: Samples, num_labels: int) -> list[list[int]] | None:
     """Return the colours in the palette of the first label file, if it has enough of them."""
-    if not labeled or labeled.label_rule != LabelRule():  # with another rule the values are not class indices
+    if not labeled or labeled.label_rule != LabelRule():  # under other rules, the values are not class indices
         return None
     with open_image(labeled[0].label) as label:
         colors = label.getpalette()
@@ -269,7 +270,7 @@ def _embedded_palette(labeled: Samples, num_labels: int) -> list[list[int]] | No
 
 
 def _lines_of(samples: Samples, root: str) -> list[Line]:
-    """Return the lines of a list of these samples. Rows of a data set have a name but no label file."""
+    """Return the lines of a list of these samples. For a row of a data set, a line has a name but no label file."""
     if not root:
         return [(name, None) for name in samples.names]
     images, labels = samples.files("image"), samples.files("label")

@@ -19,7 +19,7 @@ Line = tuple[str, str | None]  # image file, and label file if there is one
 def read_list(path: Path, label_needed: bool) -> list[Line]:
     """Read a list in the authors' format: one `images/NAME labels/NAME` per line.
 
-    A tab may stand between the two names. It must if a name contains spaces.
+    Spaces or a tab separate the two names. If a name contains spaces, a tab must separate them.
 
     Args:
         path: The list.
@@ -27,7 +27,7 @@ def read_list(path: Path, label_needed: bool) -> list[Line]:
 
     Raises:
         UserFileNotFoundError: The list does not exist.
-        UserValueError: The list is no text, is empty, or has a malformed line.
+        UserValueError: The list is not UTF-8 text, is empty, or has a malformed line.
     """
     if not path.exists():
         raise UserFileNotFoundError(
@@ -44,7 +44,7 @@ def read_list(path: Path, label_needed: bool) -> list[Line]:
         if not parts:
             continue
         if len(parts) > 2 or (len(parts) == 1 and label_needed):
-            raise UserValueError(f"{path}, line {number}: '{line}' is not 'images/NAME labels/NAME'.")
+            raise UserValueError(f"{path}, line {number}: '{line}' is not of the form 'images/NAME labels/NAME'.")
         lines.append((parts[0], parts[1] if len(parts) == 2 else None))
     if not lines:
         raise UserValueError(f"{path} is empty; it must list at least one image.")
@@ -52,7 +52,7 @@ def read_list(path: Path, label_needed: bool) -> list[Line]:
 
 
 def write_lists(folder: Path, lists: dict[str, list[Line]], facts: dict):
-    """Write sets as lists that `splits_dir` reads, and how they were drawn as splits.json.
+    """Write the sets as lists for `splits_dir`, and facts about them as splits.json.
 
     Args:
         folder: Folder for labeled.txt, unlabeled.txt, val.txt and splits.json.
@@ -70,7 +70,7 @@ def _format_line(image: str, label: str | None) -> str:
 
 
 def hash_lists(lists: dict[str, list[Line]]) -> str:
-    """Hash three sets to twelve hexadecimal digits. The order within a set and the label files do not count."""
+    """Hash three sets to twelve hexadecimal digits, independent of the order within a set and of the label files."""
     digest = hashlib.sha256()
     for split in SPLITS:
         digest.update("\n".join([split, *sorted(name for name, _ in lists[split])]).encode() + b"\n\n")
@@ -80,19 +80,19 @@ def hash_lists(lists: dict[str, list[Line]]) -> str:
 def draw_validation(
     classes: Sequence[frozenset[int]], groups: Sequence[str], fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Draw whole groups of samples for validation until there are enough.
+    """Draw whole groups for validation until they contain enough samples.
 
-    A group is skipped if it has the last training sample of a class. If all groups were skipped, the first one is
-    taken nevertheless.
+    A group is skipped if a class would then have no training sample. If all groups are skipped, the first one is drawn
+    nevertheless.
 
     Args:
         classes: Class indices in the label map of each sample.
-        groups: Group of each sample. Samples of one group, such as neighbours, are never divided between the sets.
+        groups: Group of each sample, such as neighbouring images. A group is drawn as a whole or not at all.
         fraction: Share of the samples to draw, above 0 and up to 1.
         seed: Seed of the draw.
 
     Returns:
-        Indices of the validation samples, and of the others.
+        Indices of the validation samples, and indices of the other samples.
     """
     members: dict[str, list[int]] = {}
     for index, group in enumerate(groups):
@@ -120,7 +120,7 @@ def draw_validation(
 def draw_labeled(classes: Sequence[frozenset[int]], fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Draw the samples that keep their labels.
 
-    Samples of the rarest classes are drawn first, so that every class is labelled if there is room.
+    Samples of the rarest classes are drawn first, so that every class is labelled if enough samples are drawn.
 
     Args:
         classes: Class indices in the label map of each sample.
@@ -128,7 +128,7 @@ def draw_labeled(classes: Sequence[frozenset[int]], fraction: float, seed: int) 
         seed: Seed of the draw.
 
     Returns:
-        Indices of the labelled samples, and of the others.
+        Indices of the labelled samples, and indices of the other samples.
     """
     order = random_generator(seed, SPLIT_STREAM, 1).permutation(len(classes)).tolist()
     wanted = max(1, round(fraction * len(classes)))

@@ -1,9 +1,9 @@
 """Weak and strong views of images, and CutMix: the augmentation of UniMatch (arXiv 2208.09910), which Co2S uses.
 
 The worker processes of the data loader draw all random numbers, from one generator per item (`random_generator`). They
-crop and flip image and label map with the same geometry. For the strong views they only draw numbers; the device
-applies these to whole batches of weak views. So weak view, strong views, label map and padding always have the same
-geometry.
+crop and flip an image and its label map with the same geometry. For the strong views, they draw numbers only; the
+device applies these numbers to whole batches of weak views. The weak view, the strong views, the label map and the
+padding therefore always have the same geometry.
 """
 
 from dataclasses import dataclass
@@ -37,10 +37,10 @@ class Geometry:
     Args:
         source_size: Width and height in pixels of the image that the geometry was drawn for.
         box: Crop (left, upper, right, lower) in pixels of that image.
-        filled: Width and height in pixels of the crop after scaling. It fills the upper left part of the view; the
-            rest are pixels without data.
+        filled: Width and height in pixels of the crop after scaling. It fills the upper left part of the view. The
+            rest of the view are pixels without data.
         crop_size: Side of the square view in pixels.
-        flip: Mirror the view left to right.
+        flip: Whether the view is then mirrored left to right.
     """
 
     source_size: tuple[int, int]
@@ -111,7 +111,9 @@ def draw_appearance(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_cutmix_box(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draw a box for CutMix, with probability 0.5. Its area is 2 to 40 % of the view, its aspect ratio 0.3 to 3.33.
+    """Draw a box for CutMix with probability 0.5.
+
+    The area of the box is 2 to 40 % of the view, and its aspect ratio is 0.3 to 3.33.
 
     Args:
         rng: Random generator.
@@ -169,7 +171,7 @@ def normalize(images: torch.Tensor, mean: list[float], std: list[float]) -> torc
 
 @lru_cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Return the values as a tensor (1, channels, 1, 1). The cache copies them to the device only once."""
+    """Return the values as a tensor (1, channels, 1, 1). Because of the cache, they are copied to the device once."""
     return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
@@ -178,7 +180,7 @@ def cutmix(own: torch.Tensor, other: torch.Tensor, boxes: torch.Tensor) -> torch
 
     Args:
         own: Images, labels, confidences or padding, (batch, height, width) or (batch, channels, height, width).
-        other: Those of the partners, same shape.
+        other: The same for the partners, in the same shape.
         boxes: Boolean (batch, height, width), true where `other` is pasted.
     """
     return torch.where(boxes if own.ndim == 3 else boxes.unsqueeze(1), other, own)
@@ -186,7 +188,7 @@ def cutmix(own: torch.Tensor, other: torch.Tensor, boxes: torch.Tensor) -> torch
 
 @dataclass
 class Views:
-    """One batch on the device, for the objective.
+    """One batch on the device: the input of the objective.
 
     Images are normalised floats (batch, channels, height, width). The strong views are not mixed by CutMix yet.
 
@@ -199,7 +201,7 @@ class Views:
         cutmix_boxes_1, cutmix_boxes_2: Boolean (unlabelled batch, height, width), true where the partner is pasted.
         partner_weak, partner_strong_1, partner_strong_2, partner_padding: Views to paste. The model predicts them in
             the same pass. None: other images of the batch are pasted.
-        partner_order: Positions in the batch of the images to paste, if they come from the batch.
+        partner_order: If images of the batch are pasted: for each image, the position of the one to paste.
         hidden_labels: Labels of the weak views, to measure pseudo-labels. They are never trained on.
     """
 

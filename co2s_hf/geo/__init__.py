@@ -1,15 +1,15 @@
 """How do georeferenced rasters of any size become maps and polygons?
 
-- scenes: `segment_scene`, from a raster to its map.
-- scene_outputs: the files of a finished map: GeoTIFFs, class names, quick-look, polygons.
-- scene_files: the scenes that files, folders, patterns and addresses name, and the paths of their maps.
-- options: `SceneOptions`, how a scene is read, predicted and written. It imports neither torch nor rasterio.
+- scenes: `segment_scene`, which converts a raster to its map.
+- scene_outputs: write the files of a finished map: GeoTIFFs, class names, quick-look, polygons.
+- scene_files: find scenes by file, folder, pattern or address, and choose the paths of their maps.
+- options: `SceneOptions`: how a scene is read, predicted and written.
 - rasters: read rasters window by window, with their masks.
 - georeferencing: pixel grids on the ground: transform, coordinate system, pixel sizes and areas in metres.
-- resumable_raster: finished rows on disk, which an interrupted run continues.
+- resumable_raster: keep finished rows on disk, so that an interrupted run can continue.
 - maps: write GeoTIFFs.
 - polygons: outline the objects of a map and write them as a vector file.
 
-It may import inference, data, model and utils. Its modules (all but options and scene_files) need the libraries of
-`pip install 'co2s_hf[scenes]'`, among them rasterio.
+It may import inference, data, model and utils. All modules except options, scene_files and resumable_raster need the
+libraries of `pip install 'co2s_hf[scenes]'`, among them rasterio.
 """

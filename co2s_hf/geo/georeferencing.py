@@ -1,4 +1,4 @@
-"""Pixel grids on the ground: where a raster lies, and how large its pixels are in metres."""
+"""Pixel grids on the ground: position of a raster, and size of its pixels in metres."""
 
 import copy
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from rasterio.warp import transform as reproject
 from ..utils.errors import UserValueError
 
 
-# Pixels of one cell are taken to have the same area, because map projections distort slowly. The side of a cell is at
-# most this many pixels and metres.
+# Areas are computed per cell: within a cell, all pixels get the same area, because the distortion of map projections
+# changes slowly. The side of a cell is at most this many pixels and metres.
 CELL_PX = 64
 CELL_M = 10_000
 
@@ -29,8 +29,8 @@ class GeoGrid:
 
     Args:
         height, width: Size in pixels.
-        transform: From (column, row) to coordinates. The identity if the raster has control points instead.
-        crs: Coordinate system of these coordinates or of the control points.
+        transform: From (column, row) to coordinates. It is the identity if the raster has control points instead.
+        crs: Coordinate system of the coordinates or of the control points.
         gcps: Ground control points.
         rpcs: Rational polynomial coefficients: the camera model of a satellite image that has no transform.
     """
@@ -85,9 +85,10 @@ class GeoGrid:
 
 
 class EqualAreaProjection:
-    """Measures pixels on the ground in Lambert's azimuthal equal-area projection around the centre of the raster.
+    """Lambert's azimuthal equal-area projection around the centre of the raster, to measure pixels on the ground.
 
-    Degrees are not metres, and the metres of most map projections differ from those on the ground.
+    A projection is needed because degrees are not metres, and because the metres of most map projections differ from
+    metres on the ground.
 
     Args:
         transform: From (column, row) to the coordinates of the raster. It may contain a rotation.
@@ -112,7 +113,7 @@ class EqualAreaProjection:
             ) from error
 
     def pixel_size_m(self) -> tuple[float, float]:
-        """Return the height and width of the central pixel in metres."""
+        """Return the height and the width of the central pixel in metres."""
         row, column = self.height / 2, self.width / 2
         x, y = self._metres(np.array([column, column, column + 1]), np.array([row, row + 1, row]))
         return float(np.hypot(x[1] - x[0], y[1] - y[0])), float(np.hypot(x[2] - x[0], y[2] - y[0]))

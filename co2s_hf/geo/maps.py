@@ -45,7 +45,7 @@ def write_map(
     palette: np.ndarray | None = None,
     cog: bool = False,
 ):
-    """Write a tiled, compressed GeoTIFF with overviews, some rows at a time, and read it back to check it.
+    """Write a tiled, compressed GeoTIFF with overviews, some rows at a time, and read it again to check it.
 
     Args:
         path: File to write.
@@ -67,7 +67,7 @@ def write_map(
     colors = {}
     if palette is None:
         packing["predictor"] = 2 if dtype == "uint8" else 3
-        # Without these GDAL takes three bands for RGB and a fourth band for transparency.
+        # Without these options, GDAL marks three bands as RGB and a fourth band as transparency.
         colors = {"photometric": "minisblack", "alpha": "no"}
     layout = {"tiled": True, "blockxsize": TILE_PX, "blockysize": TILE_PX, "interleave": "band"}
     kind = {"driver": "GTiff", "count": len(bands), "dtype": dtype, "nodata": nodata}
@@ -95,7 +95,7 @@ def write_map(
 
 
 def write_class_names(path: Path, names: Sequence[str]):
-    """Write the class names into NAME.tif.aux.xml, the file in which GDAL and QGIS look for them.
+    """Write the class names into NAME.tif.aux.xml, from which GDAL and QGIS read them.
 
     Args:
         path: File to write.

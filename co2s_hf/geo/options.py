@@ -1,4 +1,4 @@
-"""The options of [`segment_scene`]: how a scene is read, predicted and written. This module imports no torch."""
+"""The options of [`segment_scene`]: how a scene is read, predicted and written. This module needs no rasterio."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +20,16 @@ class SceneOptions:
         blend: Weights where windows overlap: "smooth" (lower towards the edges of a window) or "average" (equal, as in
             the paper). [`WindowGrid`] checks the value.
         windows_per_batch: Windows per forward pass.
-        resample_to: Ground sampling distance in metres at which the scene is read: that of the training images. None:
-            the scene's own. The map has the pixels of the scene in both cases.
+        resample_to: Ground sampling distance in metres at which the scene is read. Choose that of the training images.
+            None: that of the scene. The map has the pixels of the scene in both cases.
         save_confidence: Also write the confidence of every pixel.
         save_probabilities: Also write the probability of every class.
         score_dtype: Type of confidence and probabilities in the files: "uint8" (0 to 254 for 0 to 1) or "float32".
         cog: Write Cloud Optimized GeoTIFFs.
-        vector: Also write polygons into this file (.gpkg, .geojson or .parquet). A suffix alone, such as ".gpkg",
-            writes them beside the map, under the name of the map.
+        vector: Also write polygons into this file (.gpkg, .geojson or .parquet). If this is only a suffix, such as
+            ".gpkg", the file is beside the map and has the name of the map.
         min_area_m2: Leave out polygons with a smaller area, in square metres.
-        simplify_m: Simplify the outlines of polygons: the largest shift of an outline, in metres.
+        simplify_m: Simplify the outlines of polygons by at most this shift, in metres. 0: do not simplify.
 
     Raises:
         UserValueError: A value is out of range or has no effect.

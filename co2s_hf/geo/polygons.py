@@ -50,7 +50,7 @@ class MapObject:
         num_pixels: Number of pixels.
         confidence_sum: Sum of the confidence of its pixels.
         parts: One outline per strip that contains a part of it, in pixel coordinates (column, row).
-        merged_into: The object that contains this one since [`absorb`] merged the two.
+        merged_into: The object that contains this one after [`absorb`] merged the two. None: it was not merged.
     """
 
     label: int
@@ -92,7 +92,7 @@ def map_objects(
 ) -> Iterator[MapObject]:
     """Yield every object of a map as soon as it is complete.
 
-    Only objects that touch the last row so far are kept in memory.
+    Only objects that touch the last row of the current strip are kept in memory.
 
     Args:
         height: Height of the map in pixels.
@@ -100,7 +100,7 @@ def map_objects(
             metres), each (rows, width).
         nodata: Label of pixels that belong to no object.
     """
-    above = None  # of the last row so far: its labels, its objects by number, the object number of each pixel
+    above = None  # of the last row of the previous strip: labels, objects by number, object number of each pixel
     for rows in strips(height, STRIP_ROWS):
         labels, confidence, areas = read(rows)
         objects, numbers = _objects_of_strip(labels, confidence, areas, nodata, rows.start)
@@ -115,7 +115,7 @@ def map_objects(
 
 
 def _complete(candidates: Iterable[MapObject], touching_last_row: Iterable[MapObject]) -> Iterator[MapObject]:
-    """Yield once each merged object of the candidates that does not touch the last row and so cannot grow further."""
+    """Yield each merged object of the candidates once, unless it touches the last row, where it may still grow."""
     wholes = {id(whole): whole for whole in (part.whole() for part in candidates)}
     for growing in {id(part.whole()) for part in touching_last_row}:
         del wholes[growing]
@@ -166,12 +166,12 @@ def write_polygons(
     """Write objects into a vector file in batches: class, class name, area, mean confidence and outline of each.
 
     Args:
-        path: File to write: .gpkg, .geojson (longitude and latitude, as RFC 7946 demands) or .parquet (GeoParquet).
+        path: File to write: .gpkg, .geojson (longitude and latitude, as RFC 7946 requires) or .parquet (GeoParquet).
         objects: The objects, from [`map_objects`].
         grid: Pixel grid of the map. It has a transform.
         id2label: Class index -> class name.
         simplify_px: Largest shift of an outline when it is simplified, in pixels. Each outline is simplified alone, so
-            neighbours may overlap or leave gaps.
+            neighbouring outlines may overlap or leave gaps. 0: no simplification.
 
     Returns:
         The number of objects.
@@ -184,7 +184,7 @@ def write_polygons(
     def next_objects() -> list[MapObject]:
         try:
             return list(itertools.islice(objects, BATCH))
-        except Exception as error:  # the writers replace it with an error of their own
+        except Exception as error:  # kept, because the writers raise an error of their own instead
             failures.append(error)
             raise
 

@@ -1,7 +1,7 @@
 """Read georeferenced rasters window by window: files, mosaics (VRT), web addresses, everything that GDAL opens.
 
-Rasters are never read as a whole. Each read also returns a mask of the valid pixels: those that are not nodata, not
-transparent and not NaN.
+A whole raster is never in memory at its full size. Each read also returns a mask of the valid pixels: those that are
+not nodata, not transparent and not NaN.
 """
 
 import threading
@@ -37,16 +37,16 @@ class UnreadableScene(UserValueError):
 class SceneRaster:
     """A georeferenced raster that is read window by window, in its own pixels or in larger or smaller ones.
 
-    Several threads may read at the same time: each opens the file for itself.
+    Several threads may read at the same time, because each thread opens the file separately.
 
     Args:
         source: Path or address that GDAL opens.
-        bands: Numbers, from 1, of the bands for red, green and blue. None: all bands that are not transparency.
-        resample_to_m: Ground sampling distance to read at, in metres. None: the scene's own.
+        bands: Numbers, from 1, of the bands for red, green and blue. None: all bands except transparency.
+        resample_to_m: Ground sampling distance to read at, in metres. None: that of the scene.
 
     Attributes:
-        grid: The scene's own pixel grid.
-        read_grid: The pixel grid that `read` uses: `grid`, or the grid of `resample_to_m`.
+        grid: Pixel grid of the scene.
+        read_grid: Pixel grid of `read`: `grid`, or the grid with pixels of `resample_to_m`.
         dtype: Common type of the bands.
         tags: Metadata of the file.
 
@@ -79,7 +79,7 @@ class SceneRaster:
                 f"{self.source} holds {self.held()}. There is no band {missing[0]}. Choose three of the bands above: "
                 "`bands=(3, 2, 1)`."
             )
-        # A band that is chosen as a colour is not transparency, even if GDAL calls it so.
+        # A band that is chosen as a colour is not used as transparency, even if GDAL marks it as such.
         no_masks = {MaskFlags.all_valid} | ({MaskFlags.alpha} if set(self.bands) & set(alpha) else set())
         self._has_mask = any(not no_masks & set(raster.mask_flag_enums[number - 1]) for number in self.bands)
         self.dtype = np.result_type(*(raster.dtypes[number - 1] for number in self.bands))
@@ -89,7 +89,7 @@ class SceneRaster:
             self.read_grid = self.grid.resized(*(max(1, round(n * size / resample_to_m)) for n, size in sizes))
 
     def _check_kind(self, raster: rasterio.DatasetReader):
-        """Refuse rasters without bands, and with values that are not intensities."""
+        """Refuse rasters without bands, and rasters with values that are not intensities."""
         if raster.count == 0:
             inner = "".join(f"\n  {name}" for name in raster.subdatasets)
             raise UnreadableScene(
@@ -160,7 +160,7 @@ class SceneRaster:
         return self._read(window, shape, Resampling.average if max(self.step) > 1 else Resampling.bilinear)
 
     def valid(self, rows: slice) -> np.ndarray:
-        """Return the mask of valid pixels of some rows of the scene's own grid, boolean (rows, width)."""
+        """Return the mask of valid pixels for some rows of `grid`, boolean (rows, width)."""
         shape = (rows.stop - rows.start, self.grid.width)
         window = Window(0, rows.start, shape[1], shape[0])
         if self.dtype.kind == "f":
@@ -168,17 +168,17 @@ class SceneRaster:
         return self._mask(window, shape, Resampling.nearest)
 
     def sample_shape(self, side_px: int) -> tuple[int, int]:
-        """Return (height, width) of the whole scene, reduced to `side_px` pixels along its longer side if larger."""
+        """Return (height, width) of the scene after it is reduced to at most `side_px` pixels on its longer side."""
         factor = min(1.0, side_px / max(self.grid.height, self.grid.width))
         return max(1, round(self.grid.height * factor)), max(1, round(self.grid.width * factor))
 
     def sample(self, side_px: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read the whole scene at the size of [`sample_shape`], by nearest pixels. It returns the same as [`read`]."""
+        """Read the whole scene at the size of [`sample_shape`] by nearest neighbour. Returns as in [`read`]."""
         whole = Window(0, 0, self.grid.width, self.grid.height)
         return self._read(whole, self.sample_shape(side_px), Resampling.nearest)
 
     def _read(self, window: Window, shape: tuple[int, int], resampling: Resampling) -> tuple[np.ndarray, np.ndarray]:
-        """Read a window (in pixels of the scene), resampled to `shape`, and its mask."""
+        """Read a window (in pixels of `grid`) and its mask, both resampled to `shape`."""
         options = {"window": window, "out_shape": (len(self.bands), *shape), "resampling": resampling}
         with self._gdal():
             values = self._raster().read(list(self.bands), **options)
@@ -190,9 +190,9 @@ class SceneRaster:
     def _mask(self, window: Window, shape: tuple[int, int], resampling: Resampling) -> np.ndarray:
         """Read the mask of valid pixels from nodata values, mask bands and transparency, boolean.
 
-        An integer nodata value (0 or 255) may also be a valid value of a single band. Such a pixel is therefore
-        without data only if all bands have that value. A floating-point nodata value is never a valid value, so a
-        single band is enough.
+        An integer nodata value (0 or 255) may also be a valid value of a single band. A pixel is therefore without
+        data only if all bands have the nodata value. A floating-point nodata value is never a valid value. A pixel is
+        then without data if at least one band has the nodata value.
         """
         if not self._has_mask:
             return np.ones(shape, dtype=bool)

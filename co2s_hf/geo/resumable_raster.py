@@ -1,4 +1,4 @@
-"""The finished rows of a map on disk, which survive a crash and which an interrupted run continues."""
+"""Keep the finished rows of a map on disk, so that a run can continue after a crash."""
 
 import json
 import os
@@ -32,16 +32,17 @@ def file_error(error: OSError, path: Path) -> UserOSError:
 class ResumableRaster:
     """Raster planes on disk that are filled from the top, row by row.
 
-    Each plane is an uncompressed file in a hidden folder beside the map. Rows are written before the count of finished
-    rows. A process that is killed, or a machine that crashes, therefore loses only the rows of the last write.
+    A plane has one value per pixel, for example the label or the confidence. Each plane is an uncompressed file in a
+    hidden folder beside the map. The count of finished rows is written after the rows. If a process is killed or a
+    machine crashes, only the rows of the last write are therefore lost.
 
     Args:
         destination: Path of the map.
         height, width: Size in pixels.
         planes: Name -> NumPy type of each plane.
-        settings: Everything that the pixels depend on, JSON types. Rows that were made with other settings are not
+        settings: Everything that the pixels depend on, as JSON types. Rows that were made with other settings are not
             continued.
-        resume: Continue finished rows if there are any.
+        resume: Continue after the finished rows, if there are any.
 
     Attributes:
         rows_done: Number of finished rows, from the top.
@@ -83,7 +84,7 @@ class ResumableRaster:
             ) from error
 
     def _continue(self, progress: dict, resume: bool):
-        """Take over the finished rows of an interrupted run."""
+        """Continue after the finished rows of an interrupted run."""
         if not resume:
             raise UserFileExistsError(
                 f"'{self.folder}' has finished rows of an interrupted run. Continue them with `resume=True`, or "
@@ -125,7 +126,7 @@ class ResumableRaster:
 
     @staticmethod
     def _reserve(path: Path, size: int):
-        """Create a file of `size` bytes and allocate them, so that a full disk is an error now and not later."""
+        """Create a file of `size` bytes and reserve its space, so that a full disk is an error now and not later."""
         with path.open("wb") as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
@@ -138,7 +139,7 @@ class ResumableRaster:
         """Write finished rows of all planes.
 
         Args:
-            rows: The rows that follow those written so far.
+            rows: The rows that follow the finished rows.
             values: Name of each plane -> values (rows, width) in its type.
         """
         for name, plane in values.items():

@@ -1,4 +1,4 @@
-"""Find scenes by file, folder, pattern or address, and plan the paths of their maps."""
+"""Find scenes by file, folder, pattern or address, and choose the paths of their maps."""
 
 import glob
 from pathlib import Path, PurePosixPath
@@ -29,7 +29,7 @@ def scene_name(source: str) -> str:
 
 
 def find_scenes(words: list[str]) -> dict[str, Path]:
-    """Find the scenes that files, folders, patterns and addresses name.
+    """Find scenes by file, folder, pattern or address.
 
     Args:
         words: Each is a file, a folder (all rasters in it and in its subfolders), a pattern such as "*.jp2", or an
@@ -40,7 +40,7 @@ def find_scenes(words: list[str]) -> dict[str, Path]:
         Scene -> path of its map, without a suffix and relative to the folder of all maps.
 
     Raises:
-        UserFileNotFoundError: A word names no scene.
+        UserFileNotFoundError: There is no scene for a word.
         UserValueError: Two scenes would have maps of the same name.
     """
     scenes: dict[str, Path] = {}
@@ -76,7 +76,7 @@ def find_scenes(words: list[str]) -> dict[str, Path]:
 
 
 def plan_maps(words: list[str], output: str | Path) -> dict[str, Path]:
-    """Plan the path of the map of every scene.
+    """Choose the path of the map of every scene.
 
     Args:
         words: See [`find_scenes`].

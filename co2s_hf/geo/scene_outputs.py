@@ -1,7 +1,6 @@
-"""The files of a finished map: GeoTIFFs, class names, quick-look and polygons.
+"""Write the files of a finished map: GeoTIFFs, class names, quick-look and polygons.
 
-All files are written into the folder of the unfinished map first and then renamed, the map last. A map that exists is
-therefore complete.
+The files are first written to temporary paths and then renamed, the map last. A map that exists is therefore complete.
 """
 
 import json
@@ -28,7 +27,7 @@ from .scene_files import is_local
 
 QUICK_LOOK_PX = 900  # longer side of the pictures in the quick-look
 STATISTICS_ROWS = 64  # rows whose areas are summed at a time
-# Tags of the scene that do not describe its map.
+# Prefixes of tags of the scene that do not hold for its map.
 SCENE_TAGS = ("STATISTICS_", "TIFFTAG_MINSAMPLEVALUE", "TIFFTAG_MAXSAMPLEVALUE", "CO2S_", "CLASS_")
 
 
@@ -37,7 +36,7 @@ class SceneMap:
     """The files and the statistics of a finished map.
 
     Args:
-        paths: "map", "class_names", "quick_look" and, if they were asked for, "confidence", "probabilities", "vector".
+        paths: "map", "class_names", "quick_look" and, if requested, "confidence", "probabilities", "vector" -> path.
         class_pixels: Number of pixels of every class.
         class_areas_m2: Area of every class in square metres. None if the coordinates of the scene cannot be converted
             to metres.
@@ -73,12 +72,12 @@ def output_paths(destination: Path, options: SceneOptions) -> dict[str, Path]:
 
 
 def check_destinations(source: str, paths: dict[str, Path], resume: bool):
-    """Create the folders of the files, and refuse to overwrite the scene or files of something else.
+    """Create the folders of the files, and check that nothing would be overwritten.
 
     Args:
         source: The scene.
         paths: The files of its map, from [`output_paths`].
-        resume: Files of the map may exist if there is a map, complete or not, to resume.
+        resume: The files may exist if the map, or the folder of its finished rows, also exists.
 
     Raises:
         UserValueError: A file is the scene itself.
@@ -129,7 +128,7 @@ def check_complete(paths: dict[str, Path], prediction_facts: dict, options: Scen
 
 
 class SceneOutputs:
-    """Writes the files of a map from its finished rows.
+    """The files of a map, which are written from its finished rows.
 
     Args:
         config: Configuration of the model: class names and palette.
@@ -139,7 +138,7 @@ class SceneOutputs:
         planes: The finished rows: labels, confidence and probabilities, in pixels of `scene.read_grid`.
 
     Raises:
-        UserValueError: Polygons are asked for, but the coordinates of the scene do not allow them.
+        UserValueError: Polygons are requested, but the scene has no transform that can be converted to metres.
     """
 
     def __init__(
@@ -182,7 +181,7 @@ class SceneOutputs:
             write_class_names(temporary["class_names"], self.names)
             result = self._measure(paths)
             self._draw_quick_look(temporary["quick_look"], result)
-            if "vector" in paths:  # not in the temporary folder: it may be on another disk
+            if "vector" in paths:  # not in the temporary folder, which may be on another disk
                 self._write_polygons(paths["vector"])
             for name in paths.keys() - {"vector", "map"}:
                 os.replace(temporary[name], paths[name])
@@ -194,11 +193,11 @@ class SceneOutputs:
     def _plane_reader(self, name: str, masked: bool = True) -> Callable[[slice], np.ndarray]:
         """Return a function that reads rows of a plane in pixels of the scene.
 
-        If the scene was read at another ground sampling distance, it takes the nearest pixel of the plane.
+        If the scene was read at another ground sampling distance, the function takes the nearest pixels of the plane.
 
         Args:
             name: Name of the plane.
-            masked: In that case, set the pixels of the scene without data to the nodata value of the plane.
+            masked: After such a resampling, set the pixels of the scene without data to the nodata value.
         """
         read_grid, nodata = self.scene.read_grid, _nodata_of(self.planes.planes[name])
         if self.grid is read_grid:
@@ -241,7 +240,7 @@ class SceneOutputs:
         return SceneMap(paths, pixels[:num_classes].tolist(), areas, int(pixels[NODATA]))
 
     def _draw_quick_look(self, path: Path, result: SceneMap):
-        """Draw the scene, its map and the confidence, each reduced to nearest pixels."""
+        """Draw the scene, its map and the confidence, each reduced in size by nearest neighbour."""
         height, width = self.scene.sample_shape(QUICK_LOOK_PX)
         values, valid = self.scene.sample(QUICK_LOOK_PX)
         image = np.array(self.rule.to_8_bit(values))
@@ -258,7 +257,7 @@ class SceneOutputs:
         draw_scene_map(image, labels, confidence, self._legend(result), self.palette, path)
 
     def _legend(self, result: SceneMap) -> dict[int, str]:
-        """Return name, share and area of every class in the map, by class index."""
+        """Return the legend: class index -> name, share and area of each class that is in the map."""
         num_valid = max(sum(result.class_pixels), 1)
         legend = {}
         for index, pixels in enumerate(result.class_pixels):
@@ -281,7 +280,7 @@ class SceneOutputs:
 
 
 def _output_facts(options: SceneOptions) -> dict:
-    """Return the options that the files depend on but the predicted pixels do not."""
+    """Return the options that change the files but not the predicted pixels."""
     return {name: getattr(options, name) for name in ("cog", "min_area_m2", "simplify_m")}
 
 

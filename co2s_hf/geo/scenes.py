@@ -1,7 +1,7 @@
 """Segment georeferenced rasters of any size into maps.
 
 The scene is read window by window, and the rows of the map are written as soon as they are complete. Memory use grows
-a little with the width of the scene and not with its height.
+a little with the width of the scene, but not with its height.
 """
 
 import logging
@@ -65,8 +65,8 @@ def segment_scene(
     """Segment a georeferenced raster of any size into a map for geographic information systems.
 
     Args:
-        model: In evaluation mode, on its device and in its precision. Its configuration contains the fusion of the
-            students.
+        model: Model in evaluation mode, on its device and in its precision. Its configuration contains the fusion of
+            the students.
         image_processor: Image processor of the model. Its resizing is not applied; see `resample_to` of
             [`SceneOptions`].
         source: Path or address that GDAL opens: a file, a mosaic (VRT), https://, s3://, /vsizip/...
@@ -75,11 +75,11 @@ def segment_scene(
             `save_probabilities`, NAME_confidence.tif and NAME_probabilities.tif.
         crop_size: Side of the windows in pixels. None: the side of the crops in training.
         flip: Also predict each window mirrored and average the two.
-        bands: Numbers, from 1, of the bands for red, green and blue. None: those in the configuration of the model,
-            or else all bands.
-        scale: Values that become 0 and 255: (low, high) for all bands, or one pair per band; "percentiles" for the
-            2nd and 98th percentile of each band of this scene. None: the scale in the configuration of the model.
-        resume: Continue the finished rows of an interrupted run. A complete map stays as it is.
+        bands: Numbers, from 1, of the bands for red, green and blue. None: those in the configuration of the model, or
+            else all bands except transparency.
+        scale: Values that become 0 and 255: (low, high) for all bands, or one pair per band. "percentiles": the 2nd
+            and 98th percentile of each band of this scene. None: the scale in the configuration of the model.
+        resume: Continue after the finished rows of an interrupted run. A complete map stays as it is.
         show_progress: Show a bar with pixels per second and the remaining time.
         options: Fields of [`SceneOptions`].
 
@@ -89,7 +89,7 @@ def segment_scene(
     Raises:
         UnreadableScene: The scene cannot be read, or has no coordinate system.
         UserValueError: The bands of the scene do not fit the model, or an option is out of range.
-        UserFileExistsError: There is a map already, or finished rows of one, and it cannot be resumed.
+        UserFileExistsError: A file of the map, or the folder of its finished rows, exists and cannot be resumed.
         UserOSError: The destination cannot be written.
     """
     options, source, destination = SceneOptions(**options), str(source), Path(destination)
@@ -120,10 +120,10 @@ def segment_scene(
 
 
 def _scale_pairs(scale) -> tuple[tuple[float, float], ...] | str | None:
-    """Return a scale as a tuple of one or three (low, high) pairs; None and "percentiles" stay.
+    """Return a scale as a tuple of one or three (low, high) pairs. None and "percentiles" are returned unchanged.
 
     Raises:
-        UserValueError: The scale is none of these.
+        UserValueError: The scale is neither None, "percentiles", one pair nor three pairs.
     """
     if scale is None or (isinstance(scale, str) and scale == "percentiles"):
         return scale
@@ -163,7 +163,7 @@ class _Prediction:
         return {"labels": "uint8"} | dict.fromkeys(names, self.options.score_dtype)
 
     def facts(self) -> dict:
-        """Return everything that the predicted pixels depend on: a run that differs in it cannot be resumed."""
+        """Return everything that the predicted pixels depend on. A resumed run must have the same facts."""
         source, config, options = self.scene.source, self.model.config, self.options
         file = Path(source).stat() if is_local(source) else None
         return {
@@ -206,7 +206,7 @@ class _Prediction:
         # If the block fails, `closing` stops the threads before the scene is closed.
         with bar, closing(reader) as windows:
             for piece in joined_pieces(self.model, self.grid, windows, self.students, batch, self.flip, first):
-                if piece.row < row:  # finished before; predicted again because it overlaps the rows below
+                if piece.row < row:  # already finished; predicted again because its windows overlap later rows
                     continue
                 if piece.columns.start == 0:
                     shape = piece.rows.stop - piece.rows.start, self.grid.width
@@ -218,12 +218,12 @@ class _Prediction:
                 bar.update(piece.weights.numel())
 
     def _read_window(self, position: tuple[slice, slice]) -> Window | None:
-        """Read the window at (rows, columns) and prepare it for the model. None if it has no valid pixels."""
+        """Read the window at (rows, columns) and prepare it for the model. Return None if no pixel is valid."""
         values, valid = self.scene.read(*position)
         if not valid.any():
             return None
         image = np.array(self.rule.to_8_bit(values))
-        if not valid.all():  # replace the nodata value by the mean of the valid pixels: the model must not see it
+        if not valid.all():  # replace nodata values, which would disturb the prediction of pixels near them
             image[~valid] = image[valid].mean(axis=0).round()
         inputs = self.image_processor(image, do_resize=False, input_data_format="channels_last", return_tensors="pt")
         return Window(inputs["pixel_values"][0], None if valid.all() else torch.from_numpy(valid))
@@ -257,11 +257,11 @@ class _Prediction:
 
 @contextmanager
 def _finished_rows_kept(planes: ResumableRaster, source: str) -> Iterator[None]:
-    """If the block fails, keep the finished rows for a later run, unless the scene itself is a broken file."""
+    """Keep the finished rows for a later run if the block fails, unless the scene itself is a broken file."""
     try:
         yield
     except Exception as error:
-        # The parts of a mosaic may be missing for a while only, so its rows are kept.
+        # The files of a mosaic may be missing only temporarily, so its rows are kept.
         is_broken = isinstance(error, UnreadableScene) and is_local(source) and not source.lower().endswith(".vrt")
         if is_broken or not planes.rows_done:
             planes.remove()
@@ -277,7 +277,7 @@ def read_ahead(read: Callable[[T], R], places: Iterable[T], num_threads: int, ah
 
     Args:
         read: Function that the threads call.
-        places: Its arguments.
+        places: Arguments of the calls.
         num_threads: Number of threads.
         ahead: Number of places to read in advance.
     """
@@ -294,7 +294,7 @@ def read_ahead(read: Callable[[T], R], places: Iterable[T], num_threads: int, ah
 
 
 def _fingerprint(model: torch.nn.Module) -> str:
-    """Return a checksum of a part of each tensor of a model. Any training changes it."""
+    """Return a checksum of the first 1024 values of each tensor of a model. Any training changes it."""
     checksum = 0
     for name, tensor in sorted(model.state_dict().items()):
         values = tensor.detach().flatten()[:1024].cpu().contiguous().view(torch.uint8)

@@ -1,6 +1,6 @@
 """Write the model card (README.md) of a model, and add evaluation results to a card.
 
-A card contains only facts: from the files in the model's folder, and from an [`Evaluation`]. Its text is in
+All facts in a card come from the files in the model's folder and from an [`Evaluation`]. The text of the card is in
 model_cards/template.md.
 """
 
@@ -22,19 +22,19 @@ from ..training.evaluation import METRICS, Evaluation
 from ..utils.files import write_text
 
 
-# The facts of a training run, beside the weights. "command" is the list of words after the program's name, such as
-# ["train", "--data_dir", "x"]. "arguments" maps the names of all options to their JSON forms. "data" holds name, id
-# (on the Hub, or None), partition, is_drawn, num_labeled, num_unlabeled and num_validation. The other keys are
-# data_hash, num_processes, device, mixed_precision, versions and git_revision.
+# File with the facts of a training run, in the folder of the model. "command" is the list of words after the program's
+# name, such as ["train", "--data_dir", "x"]. "arguments" maps the options of the command to their values in JSON.
+# "data" holds name, id (on the Hub, or None), partition, is_drawn, num_labeled, num_unlabeled and num_validation. The
+# other keys are data_hash, num_processes, device, mixed_precision, versions and git_revision.
 TRAINING_FILE = "training.json"
 PREDICTIONS, CURVES, SAMPLES = "figures/predictions.png", "figures/curves.png", "samples"
-MODEL_PATH = "path/to/this/model"  # the model's name in a card until the model is published
+MODEL_PATH = "path/to/this/model"  # stands for the name of the model in a card until the model is published
 DINOV3_LICENSE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
 
 NO_RESULTS = "Nothing has been measured yet."
 RESULTS_END = "<!-- end of the results -->"
 SELECTED = "This training step was selected by its result on these images, so the result is optimistic."
-# Options that a repeated run does not need: they say where to publish, and from where to resume.
+# Options that are left out when a run is repeated: where to publish, and how the run was started or resumed.
 NOT_REPEATED = {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"}
 NOT_REPEATED |= {"resume_from_checkpoint", "overwrite_output_dir"}
 PREDICTOR_TITLES = {"clip": "CLIP student", "dinov3": "DINOv3 student", "fused": "fused"}
@@ -53,8 +53,8 @@ def write_card(folder: str | Path, evaluation: Evaluation | None = None, config:
         folder: Folder of a model or of an adapter. The card also uses training.json, figures/ and samples/ if the
             folder has them.
         evaluation: Results to show; None for a card without results.
-        config: Configuration of the model, for an adapter that of the base model with the adapter. None: load it from
-            the folder.
+        config: Configuration of the model; for an adapter, the configuration while the adapter is active. None: load
+            it from the folder.
 
     Returns:
         The path of README.md.
@@ -112,7 +112,7 @@ def add_evaluation(folder: str | Path, evaluation: Evaluation, picture: str | Pa
 
 
 def figure_path(evaluation: Evaluation) -> str:
-    """Return the path, in the model's folder, of the figure of an evaluation. Every evaluation has its own."""
+    """Return the path of the figure of an evaluation, relative to the folder of the model."""
     return f"figures/confusion-{_evaluation_key(evaluation)}.png"
 
 
@@ -124,10 +124,10 @@ def with_evaluation(card: ModelCard, evaluation: Evaluation, picture: str | None
     Args:
         card: Any model card, also one that was not written by this package.
         evaluation: Results to add.
-        picture: Path in the repository of a figure to show with them.
+        picture: Path of a figure to show with the results, relative to the card.
     """
     text, key = card.text, _evaluation_key(evaluation)
-    # A model that was selected on these images stays so when it is evaluated again, with whatever settings.
+    # If the model was selected on these images, this also holds for every later evaluation on them.
     if re.search(rf"image sets: {evaluation.data_hash}\b.*{re.escape(SELECTED)}", text):
         evaluation = replace(evaluation, is_best=True)
     section = without_secrets(_results_section(evaluation, picture))
@@ -168,7 +168,7 @@ def reproduce_command(training: dict) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Remove access tokens, user names, passwords and queries in addresses, and the path of the home folder."""
+    """Replace access tokens, user names, passwords and queries in addresses, and the path of the home folder."""
     text = re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_...", text)
     text = re.sub(r"(\w+://)[^/\s@]+@", r"\1...@", text)  # user:password@
     text = re.sub(r"(\w+://[^\s?\"'`)]+)\?[^\s\"'`)]+", r"\1?...", text)  # ?token=...
@@ -186,13 +186,13 @@ def _read_json(path: Path) -> dict | None:
 
 
 def _evaluation_key(evaluation: Evaluation) -> str:
-    """Return eight digits that identify the images and settings of an evaluation."""
+    """Return eight hexadecimal digits that identify the images and settings of an evaluation."""
     facts = [evaluation.data, evaluation.data_hash, evaluation.crop_size, evaluation.fusion, evaluation.flip]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
 
 
 def _options_yaml(arguments: dict) -> str:
-    """Return the options of a run as YAML for `--config`. Options without a value and derived options are left out."""
+    """Return the options of a run as YAML for `--config`, without options that are None or derived from others."""
     kept = {name: value for name, value in arguments.items() if value is not None and name not in NOT_REPEATED}
     for derived, given in (("max_train_steps", "num_train_epochs"), ("eval_steps", "eval_epochs")):
         if given in kept:
@@ -216,7 +216,7 @@ def _metadata(training: dict | None, samples: list[str], adapter: dict | None) -
     arguments = training["arguments"] if training else {}
     facts = {"library_name": "transformers" if adapter is None else "peft"}
     base = _base_model(training, adapter)
-    if base:  # the card of the base model names the backbones
+    if base:  # the backbones are in the card of the base model
         facts["base_model_relation"] = "finetune" if adapter is None else "adapter"
         facts |= {"base_model": base} if is_hub_name(base) else {}
     elif backbones := [name for key in ("clip_model", "dinov3_model") if (name := arguments.get(key))]:
@@ -238,7 +238,7 @@ def _metadata(training: dict | None, samples: list[str], adapter: dict | None) -
 
 
 def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
-    """Return the entries of the model-index: mean IoU, first that of the fusion, and the fusion's pixel accuracy."""
+    """Return the entries of the model-index: mean IoU of the fusion and of the students, and pixel accuracy."""
     settings = f"windows of {evaluation.crop_size} px, fusion {evaluation.fusion}"
     settings += ", averaged with the mirrored images" if evaluation.flip else ""
     dataset = {
@@ -262,7 +262,7 @@ def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
 
 
 def _results_section(evaluation: Evaluation, picture: str | None) -> str:
-    """Return the table of scores, and the settings that are needed to get the same scores again."""
+    """Return the table of scores, and the settings that are needed to repeat the evaluation."""
     columns = {title: evaluation.scores[name] for name, title in PREDICTOR_TITLES.items() if name in evaluation.scores}
     lines = [
         f"IoU of every class, and the means, in per cent on the {evaluation.num_images} validation images of "

@@ -8,10 +8,10 @@ The authors' training script writes best_clip.pth and best_dinov3.pth. They publ
     verify("co2s-potsdam", originals["clip"], originals["dinov3"])
     convert_to_original("co2s-potsdam", "original")  # back to both files, for the authors' tools
 
-The key tables in this module are strict: every key of the source is used or listed as dropped, and every key of the
-target is filled. Sizes are read from the shapes of the weights. The numbers of heads, the pooling size and the fixed
-sizes of the logits do not show in the weights, so they are arguments. The feature layers and the dilations are the
-authors' values.
+The key tables in this module are strict: every key of the source must be used or be listed as dropped, and every key
+of the target must be filled. Sizes are read from the shapes of the weights. The numbers of heads, the pooling size and
+the fixed sizes of the logits are not visible in the shapes, so they are arguments. The feature layers and the
+dilations are the authors' values.
 """
 
 import math
@@ -37,8 +37,8 @@ from ..utils.files import check_new_folder, written_beside
 CHECKPOINT_NAMES = {"clip": "best_clip.pth", "dinov3": "best_dinov3.pth"}
 
 # A row of a key table has three items: the authors' key; our keys, relative to the student; the shape of the authors'
-# tensor if it differs from ours (-1 stands for one size). If there are several of our keys, the authors' tensor is
-# split into them along its first dimension. None instead of a key is a part that the authors' code masks out.
+# tensor if it differs from ours (-1 stands for one size). If a row has several of our keys, the authors' tensor
+# is split along its first dimension. None instead of a key marks a part that the authors' code masks out.
 Row = tuple[str, tuple[str | None, ...], tuple[int, ...] | None]
 
 
@@ -48,7 +48,7 @@ def _rows(theirs: str, ours: str, suffixes: tuple[str, ...] = ("weight", "bias")
 
 
 def _decoder_table(config: Co2SConfig) -> list[Row]:
-    """Return the key table of the decoder, which is the same for both students."""
+    """Return the key table of the decoder. It is the same for both students."""
 
     def conv_norm(theirs_conv: str, theirs_norm: str, ours: str) -> list[Row]:
         return _rows(theirs_conv, f"{ours}.0", ("weight",)) + _rows(theirs_norm, f"{ours}.1")
@@ -135,7 +135,7 @@ def _dinov3_table(config: Co2SConfig) -> list[Row]:
 
 
 def _dropped_keys(config: Co2SConfig) -> dict[str, torch.Tensor]:
-    """Return constants that the authors' DINOv3 student stores and transformers computes: key -> expected value."""
+    """Return constants that the authors' DINOv3 files store and transformers computes: key -> expected value."""
     backbone = config.dinov3_config
     head_size = backbone.hidden_size // backbone.num_attention_heads
     ones = torch.ones(backbone.hidden_size)
@@ -201,7 +201,7 @@ def load_original(path: str | Path, student: str) -> dict[str, torch.Tensor]:
             start = file.read(40)
         raise UserValueError(
             f"'{path}' ({os.path.getsize(path)} bytes, starting with {start!r}) is not a PyTorch checkpoint of plain "
-            "tensors. For safety nothing else is loaded. The file may be an incomplete download, a Git LFS "
+            "tensors. For safety, other objects are not loaded. The file may be an incomplete download, a Git LFS "
             "pointer, or a file of another program; download it again."
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), dict):
@@ -227,7 +227,7 @@ def config_from_weights(
     """Read the sizes of a model from the authors' weights.
 
     The authors run CLIP with GELU, a layer norm epsilon of 1e-6, and the ImageNet mean and standard deviation. The
-    configuration does the same.
+    configuration has the same settings.
 
     Args:
         clip_weights, dinov3_weights: Weights from [`load_original`].
@@ -239,7 +239,7 @@ def config_from_weights(
         config_kwargs: Other fields of [`Co2SConfig`], such as id2label.
 
     Raises:
-        UserValueError: A key with a needed size is missing.
+        UserValueError: A weight that has one of the sizes is missing.
     """
     return Co2SConfig(
         clip_config=_clip_sizes(clip_weights) | {"num_attention_heads": num_attention_heads},
@@ -331,7 +331,7 @@ def convert_student(
         State dictionary of the student.
 
     Raises:
-        UserValueError: A key is missing, a key is not known, or a tensor has another shape. The message lists them.
+        UserValueError: A key is missing or unknown, or a tensor has another shape. The message names them.
     """
     table = _TABLES[student](model.config)
     dropped = _dropped_keys(model.config) if student == "dinov3" else {}
@@ -368,7 +368,15 @@ def convert_student(
 def restore_student(model: Co2SForSemanticSegmentation, student: str) -> dict[str, torch.Tensor]:
     """Convert the weights of `model.clip` or `model.dinov3` to the authors' keys and shapes.
 
-    This is the inverse of [`convert_student`]. The key biases of DINOv3, which the authors' code masks out, are zero.
+    This is the inverse of [`convert_student`], except that the key biases of DINOv3 become zero. The authors' code
+    does not use them.
+
+    Args:
+        model: Model with the authors' architecture.
+        student: "clip" or "dinov3".
+
+    Returns:
+        Key -> tensor, without the prefix "module.".
 
     Raises:
         UserValueError: The model has weights that the authors' architecture does not have.
@@ -392,14 +400,13 @@ def restore_student(model: Co2SForSemanticSegmentation, student: str) -> dict[st
 def convert(
     clip_checkpoint: str | Path, dinov3_checkpoint: str | Path, output_dir: str | Path, dataset: str, **sizes: int
 ) -> Co2SForSemanticSegmentation:
-    """Convert both students of the authors' code to one folder that `from_pretrained` loads.
+    """Convert both students of the authors' code, and write one folder for `from_pretrained`.
 
     Args:
         clip_checkpoint: Path of `best_clip.pth`.
         dinov3_checkpoint: Path of `best_dinov3.pth`.
         output_dir: New folder. It appears only when all files are written.
-        dataset: Benchmark that they were trained on, a key of [`BENCHMARKS`]. It gives class names, palette and
-            concepts.
+        dataset: Benchmark of the training, a key of [`BENCHMARKS`]. It gives the class names, palette and concepts.
         sizes: Keyword arguments of [`config_from_weights`].
 
     Returns:
@@ -430,8 +437,13 @@ def convert(
 def verify(output_dir: str | Path, clip_checkpoint: str | Path, dinov3_checkpoint: str | Path) -> int:
     """Load a converted model, convert it back, and compare it with the authors' files bit by bit.
 
+    Args:
+        output_dir: Folder of the converted model.
+        clip_checkpoint: Path of `best_clip.pth`.
+        dinov3_checkpoint: Path of `best_dinov3.pth`.
+
     Returns:
-        The number of compared tensors. Key biases that are masked out and stored constants are not compared.
+        The number of compared tensors. Masked key biases and stored constants are not compared.
 
     Raises:
         UserValueError: A tensor differs.
@@ -461,8 +473,8 @@ def convert_to_original(checkpoint: str | Path, output_dir: str | Path):
     Raises:
         UserFileExistsError: The output folder exists and is not empty.
         UserOSError: There is no such model, or its files cannot be read or downloaded.
-        UserValueError: The authors' code would compute something else from these weights, because some settings are
-            not stored in weights and are fixed in that code.
+        UserValueError: The model has settings that the authors' files cannot store and that differ from the fixed
+            settings in the authors' code. That code would compute other logits.
     """
     output_dir = check_new_folder(output_dir)
     try:
@@ -483,7 +495,7 @@ def convert_to_original(checkpoint: str | Path, output_dir: str | Path):
 def _check_authors_settings(config: Co2SConfig, weights: dict[str, dict[str, torch.Tensor]]):
     """Raise a UserValueError if a setting differs from the one that the authors' code uses for these weights."""
     options = {name: getattr(config, name) for name in ("decoder_num_attention_heads", "decoder_pool_size")}
-    # The logits sizes follow the crop size, which differs between trainings; the authors' code always has both.
+    # The logits sizes depend on the crop size of a training, so any sizes are allowed. They must not be None.
     options |= {name: size for name in ("clip_logits_size", "dinov3_logits_size") if (size := getattr(config, name))}
     authors = config_from_weights(
         weights["clip"], weights["dinov3"], num_attention_heads=config.clip_config.num_attention_heads, **options
@@ -493,8 +505,8 @@ def _check_authors_settings(config: Co2SConfig, weights: dict[str, dict[str, tor
     if differing:
         pairs = "; ".join(f"{name} is {found.get(name)} (authors: {expected[name]})" for name in differing)
         raise UserValueError(
-            f"The authors' code would compute something else from this model: {pairs}. Only models with the "
-            "authors' settings can be converted back."
+            f"The authors' code would compute other logits from this model: {pairs}. Only models with the authors' "
+            "settings can be converted back."
         )
 
 

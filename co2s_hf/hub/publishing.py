@@ -1,4 +1,4 @@
-"""Publish models on the Hub: create the repository before the work starts, then upload all files in one commit."""
+"""Publish models on the Hub: first create the repository, later upload all files in one commit."""
 
 import json
 import shlex
@@ -25,12 +25,12 @@ from .cards import MODEL_PATH, figure_path, is_hub_name, with_evaluation, withou
 
 CARD = "README.md"
 PICTURE_FOLDERS = ("figures/", "samples/")
-# Inference Endpoints install these in addition to their own libraries, for handler.py.
+# Requirements of handler.py. Inference Endpoints install them in addition to their own libraries.
 HANDLER_REQUIREMENTS = "transformers>=5.23,<6\npillow\n"
 
 
 class PublishError(UserOSError):
-    """The Hub could not be reached, or refused the request. No local file has changed."""
+    """The Hub could not be reached, refused the request, or was interrupted. The upload changes no local file."""
 
 
 def claim_repository(
@@ -38,11 +38,11 @@ def claim_repository(
 ) -> str:
     """Create a repository, or check that it exists and may be written to.
 
-    Call this before anything expensive, so that a missing permission is found early.
+    Call this before expensive work, so that a missing permission is found early.
 
     Args:
-        name: Name such as user/name. A name without "/" is in the namespace of the user who is logged in.
-        private: Make a new repository private; refuse an existing public one.
+        name: Name such as user/name. A name without "/" belongs to the user who is logged in.
+        private: Create the repository as private; refuse an existing public one.
         revision: Branch to create if the repository does not have it.
         kind: "model" or "space".
         sdk: SDK of a space, such as "gradio".
@@ -55,7 +55,7 @@ def claim_repository(
         UserValueError: `private` is True, but the repository exists and is public.
     """
     api = HfApi()
-    with _publish_errors(f"The repository {name} cannot be written to", "Then start again; nothing was done yet."):
+    with _publish_errors(f"The repository {name} cannot be written to", "Then start again; no file was uploaded."):
         # None leaves the choice to the Hub: the default of an organisation may be private.
         name = api.create_repo(name, private=private or None, repo_type=kind, space_sdk=sdk, exist_ok=True).repo_id
         if private and not api.repo_info(name, repo_type=kind).private:
@@ -69,10 +69,10 @@ def claim_repository(
 
 
 def check_publishable(folder: str | Path):
-    """Check that a folder holds a model that can be loaded from the Hub after it is published.
+    """Check that a folder contains a model that can be loaded after it is published.
 
     Raises:
-        UserValueError: The folder holds no model, or it holds an adapter and the base model is not on the Hub.
+        UserValueError: The folder contains no model, or it contains an adapter of a base that is not on the Hub.
         PublishError: The Hub cannot be reached.
     """
     folder = Path(folder)
@@ -103,9 +103,9 @@ def publish(
     Args:
         folder: Folder to publish. Hidden files and folders are left out.
         name: Repository; call [`claim_repository`] first.
-        revision: Branch; None is main.
+        revision: Branch. None: main.
         kind: "model" or "space".
-        retry: Sentence for the error message that says how to try again. None: the `co2s push` command.
+        retry: Last sentence of the error message: how to try again. None: the `co2s push` command.
 
     Returns:
         The address of the repository.
@@ -120,7 +120,7 @@ def publish(
         for place, path in paths.items()
         if not any(part.startswith(".") for part in place.parts)
     }
-    if CARD in contents:  # the card was written before the name on the Hub was known
+    if CARD in contents:  # when the card was written, the name on the Hub was not known
         contents[CARD] = contents[CARD].read_text(encoding="utf-8").replace(MODEL_PATH, name).encode()
     if retry is None:
         words = ["co2s", "push", "--checkpoint", str(folder), "--hub_model_id", name]
@@ -138,8 +138,8 @@ def publish_evaluation(name: str, evaluation: Evaluation, picture: Path, revisio
     Args:
         name: Repository of the model; call [`claim_repository`] first.
         evaluation: Results to add.
-        picture: Figure of the confusion matrix, to upload with them.
-        revision: Branch; None is main.
+        picture: Figure of the confusion matrix, to upload with the results.
+        revision: Branch. None: main.
 
     Returns:
         The address of the repository.
@@ -149,11 +149,11 @@ def publish_evaluation(name: str, evaluation: Evaluation, picture: Path, revisio
     """
     remedy = "The results on this machine are complete; run the evaluation again to publish them."
     with _publish_errors(f"The card of {name} was not changed", remedy):
-        # The Hub refuses the commit if somebody else changes the repository after this line.
+        # With this parent, the Hub refuses the commit if the repository has changed in the meantime.
         parent = HfApi().repo_info(name, revision=revision).sha
         try:
             card = ModelCard.load(hf_hub_download(name, CARD, revision=parent))
-        except RemoteEntryNotFoundError:  # not its base class, which also means that there is no connection
+        except RemoteEntryNotFoundError:  # its base class also stands for a missing connection
             card = ModelCard(f"# {name}\n")
         place = figure_path(evaluation)
         card = with_evaluation(card, evaluation, place)
@@ -189,13 +189,13 @@ def _commit(
 
 @contextmanager
 def _publish_errors(problem: str, remedy: str) -> Iterator[None]:
-    """Turn errors of the Hub's client into a [`PublishError`] with the problem, the reason and the remedy."""
+    """Turn errors of huggingface_hub into a [`PublishError`] with the problem, the reason and the remedy."""
     try:
         yield
     except KeyboardInterrupt:
         raise PublishError(f"{problem}: interrupted. {remedy}") from None
     except (OSError, HTTPError, HFValidationError, RuntimeError) as error:
-        # The client raises these two types from the real error when the transfer of a file fails.
+        # If the transfer of a file fails, the cause of these two errors is the real error.
         cause = (isinstance(error, (RuntimeError, LocalEntryNotFoundError)) and error.__cause__) or error
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status in (401, 403) or isinstance(cause, LocalTokenNotFoundError):

@@ -1,4 +1,4 @@
-"""Write the files of a Space: the demo page for one model, with a copy of this package."""
+"""Write the files of a Space, which serves the demo page for one model with a copy of this package."""
 
 import shutil
 import sys
@@ -10,7 +10,7 @@ import yaml
 from ..utils.files import write_text
 
 
-# What the demo imports; a Space gets the versions that are installed here.
+# Libraries that the demo imports. The Space gets the versions that are installed here.
 SPACE_REQUIREMENTS = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy", "pillow", "matplotlib")
 SPACE_REQUIREMENTS += ("peft", "pyyaml")
 APP = '''"""The demo page of co2s_hf, for the model that app.yaml names."""
@@ -26,10 +26,10 @@ main(sys.argv[1:] or ["--config", str(Path(__file__).with_name("app.yaml"))])
 
 
 def write_space(folder: Path, checkpoint: str):
-    """Write app.py, the package, requirements and a README with the Space's metadata.
+    """Write app.py, the package, requirements.txt and a README.md with the metadata of the Space.
 
     Args:
-        folder: An existing folder.
+        folder: Existing folder to write into.
         checkpoint: Hub name of the model, or a local folder to try the Space on this machine.
     """
     write_text(folder / "app.py", APP)

@@ -19,18 +19,18 @@ def class_token_attention(
     """Compute the attention weights of the class token in some layers of one backbone.
 
     Args:
-        model: In evaluation mode. Load it with `attn_implementation="eager"`: no other implementation returns the
-            weights.
+        model: Model in evaluation mode. Load it with `attn_implementation="eager"`: no other implementation returns
+            the weights.
         pixel_values: One image (1, channels, height, width), from the image processor.
-        student: Backbone: "clip" or "dinov3".
+        student: Student that has the backbone: "clip" or "dinov3".
         layers: Layer numbers from 0. Negative numbers count from the last layer.
 
     Returns:
-        Per layer the weights (heads, rows, columns) of the patches, 0 to 1. Their sum is below 1, because the class
-        token also attends to itself and to the registers.
+        Weights of the patches (heads, rows, columns) for each layer, 0 to 1. Their sum per head is below 1, because
+        the class token also attends to itself and to the registers.
 
     Raises:
-        UserValueError: There is no such student or layer.
+        UserValueError: `student` is not the name of a student, or the backbone lacks one of `layers`.
         ValueError: The attention implementation of the model returns no weights.
     """
     if student not in STUDENTS:
@@ -39,8 +39,8 @@ def class_token_attention(
     depth = len(encoder.layers)
     if missing := [layer for layer in layers if not -depth <= layer < depth]:
         raise UserValueError(
-            f"`layers` names layer {missing[0]}; there is no layer {missing[0]} in the {student} backbone, which has "
-            f"the layers 0 to {depth - 1} (or -{depth} to -1)."
+            f"`layers` contains {missing[0]}, but there is no layer {missing[0]} in the {student} backbone; expected "
+            f"0 to {depth - 1}, or -{depth} to -1."
         )
     output = model(pixel_values.to(model.device), fusion=student, output_attentions=True)
     attentions = output[f"{student}_attentions"]
@@ -51,10 +51,10 @@ def class_token_attention(
 
 
 def draw_attention(image: Image.Image, maps: dict[str, np.ndarray], path: str | Path, kind: str = "png"):
-    """Draw a sheet of attention maps over an image: per layer the image, every head, their mean and their maximum.
+    """Draw attention maps over an image: for each layer the image, every head, and their mean and maximum.
 
     Args:
-        image: The image that the backbones got.
+        image: The input image of the backbones.
         maps: Title -> attention weights (heads, rows, columns). The colours of each panel range from the lowest to the
             highest value of that panel.
         path: File to write.

@@ -1,4 +1,4 @@
-"""Predict many image files into a folder of pictures, shared among processes and continued after an interruption."""
+"""Predict many image files into a folder of pictures, with several processes and after interruptions."""
 
 import json
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ FACTS_FILE = "predictions.json"
 
 @dataclass(frozen=True)
 class PictureOptions:
-    """How images are predicted, and what is drawn. All pictures of a folder have the same options.
+    """Options of the prediction and of its pictures. All pictures of a folder have the same options.
 
     Args:
-        checkpoint: Name of the model.
-        fusion: How the students are fused. None: the model's configuration.
-        crop_size: Side of the windows in pixels. None: that of the model's training.
+        checkpoint: Folder of the model, or its name on the Hub.
+        fusion: Fusion of the students. None: that of the model's configuration.
+        crop_size: Side of the windows in pixels. None: the side of the crops in training.
         flip: Average with the prediction for the mirrored image.
-        opacity: Of the colours in the overlay, 0 to 1.
+        opacity: Weight of the colours in the overlay, 0 to 1.
     """
 
     checkpoint: str
@@ -42,19 +42,20 @@ class PictureOptions:
 
 
 def samples_of_files(names: Sequence[str], output_dir: Path, image_rule: ImageRule) -> tuple[Samples, list[str]]:
-    """Find image files, and name the picture of each one.
+    """Find image files, and choose the path of the pictures of each image.
 
     Args:
         names: Image files, and folders that are searched for images.
-        output_dir: Folder for the predictions; it must not lie inside a searched folder.
-        image_rule: How the files are read.
+        output_dir: Folder for the predictions. It must not lie inside a searched folder.
+        image_rule: Rule to read the files.
 
     Returns:
-        The images, and for each a path of a PNG relative to the folders of the output.
+        The images, and the path of a PNG for each image, relative to labels/, overlay/ and confidence/.
 
     Raises:
         UserFileNotFoundError: A file or folder does not exist.
-        UserValueError: A folder contains no images, or the output folder.
+        UserValueError: A folder contains no images, a folder contains the output folder, or two images would have the
+            same picture.
     """
     paths, pictures = [], []
     for given in map(Path, names):
@@ -77,7 +78,9 @@ def samples_of_files(names: Sequence[str], output_dir: Path, image_rule: ImageRu
 
 
 def picture_names(samples: Samples, data_dir: str | None) -> list[str]:
-    """Name the pictures of a data source: by the path below `images/`, or by the place in the set.
+    """Choose the path of the pictures of each image of a data source.
+
+    It is the path below `images/`, or else the position in the set and the file name.
 
     Raises:
         UserValueError: Two images would have the same picture.
@@ -94,10 +97,10 @@ def picture_names(samples: Samples, data_dir: str | None) -> list[str]:
 
 
 def check_names(pictures: Sequence[str], samples: Samples):
-    """Refuse two images with the same picture.
+    """Check that no two images have the same picture.
 
     Raises:
-        UserValueError: Names both images.
+        UserValueError: Two images have the same picture. The message names both.
     """
     sources: dict[str, str] = {}
     for picture, image in zip(pictures, samples.names):
@@ -108,16 +111,16 @@ def check_names(pictures: Sequence[str], samples: Samples):
 
 
 def start_folder(output_dir: Path, options: PictureOptions, sources: dict[str, str]):
-    """Write down the options and the source of every picture, or refuse a folder with other ones.
+    """Record the options and the source of every picture in predictions.json, so that a later run can continue.
 
     Args:
         output_dir: Folder for the predictions.
-        options: Of the predictions.
-        sources: Picture -> image.
+        options: Options of the predictions.
+        sources: Picture -> name of its image.
 
     Raises:
         UserValueError: The folder has predictions with other options, or of other images.
-        UserFileExistsError: The folder has other content.
+        UserFileExistsError: The folder is not empty and contains no predictions.
     """
     path, facts = output_dir / FACTS_FILE, asdict(options)
     if path.exists():
@@ -150,21 +153,21 @@ def predict_into_folder(
     accelerator: Accelerator,
     save_confidence: bool = False,
 ) -> list[str]:
-    """Write labels/, overlay/ and perhaps confidence/ for every image that is not done yet.
+    """Write the pictures of every image that does not have all of them yet, into labels/, overlay/ and confidence/.
 
     Args:
-        model: In evaluation mode, on its device.
-        image_processor: Of the model.
+        model: Model in evaluation mode, on its device.
+        image_processor: Image processor of the model.
         crop_size: Side of the windows in pixels.
         samples: The images.
-        pictures: Path of each image's pictures, relative to these folders.
+        pictures: Path of the pictures of each image, relative to these folders.
         output_dir: Folder for the predictions, after [`start_folder`].
-        options: Of the predictions.
-        accelerator: Shares the images among its processes.
-        save_confidence: Also write the confidence.
+        options: Options of the predictions.
+        accelerator: Accelerator. The images are divided among its processes.
+        save_confidence: Also write confidence/.
 
     Returns:
-        A message for each image that could not be read, on every process.
+        One message for each image that could not be read. Every process returns the messages of all processes.
     """
     palette = palette_or_default(model.config.palette, model.config.num_labels)
     kinds = ("overlay", "confidence", "labels") if save_confidence else ("overlay", "labels")  # labels come last

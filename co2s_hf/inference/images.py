@@ -1,4 +1,4 @@
-"""Load a trained model, predict images in memory, fuse the students and make the pictures of a prediction."""
+"""Load a trained model, predict images in memory, fuse the students, and draw the pictures of a prediction."""
 
 from dataclasses import dataclass
 
@@ -92,7 +92,7 @@ def predict_logits(
     If the fusion is one student, only that student is computed.
 
     Args:
-        model: In evaluation mode.
+        model: Model in evaluation mode.
         pixel_values: One image (1, channels, height, width), from the image processor.
         crop_size: Side of a window in pixels.
         size: (height, width) of the label map. Logits are resized to it as in the paper (bilinear, corners aligned).
@@ -113,7 +113,7 @@ def fused_logits(logits: dict[str, torch.Tensor], fusion: str, size: tuple[int, 
 
     Args:
         logits: Per student (1, classes, height, width), as [`sliding_window_logits`] returns them.
-        fusion: "confidence" or "average", see [`fuse_logits`]; or the name of a student, for its logits alone.
+        fusion: "confidence" or "average", see [`fuse_logits`]. The name of a student: only the logits of that student.
         size: (height, width) to resize to, as in the paper (bilinear, corners aligned).
 
     Returns:
@@ -162,7 +162,7 @@ def segment_image(
     [`co2s_hf.geo.scenes.segment_scene`] does the same for raster files of any size.
 
     Args:
-        model: In evaluation mode. Its configuration contains the fusion of the students.
+        model: Model in evaluation mode. Its configuration contains the fusion of the students.
         image_processor: Image processor of the model.
         image: 8-bit RGB or grey: a PIL image, or an array (height, width, bands) or (height, width).
         crop_size: Side of the windows in pixels. None: the side of the crops in training.
@@ -195,7 +195,7 @@ def segment_image(
 def prediction_pictures(
     image: Image.Image, logits: torch.Tensor, palette: np.ndarray, opacity: float = 0.5
 ) -> dict[str, Image.Image]:
-    """Make the pictures of one prediction.
+    """Draw the pictures of one prediction.
 
     Args:
         image: The image that was predicted.
@@ -204,8 +204,8 @@ def prediction_pictures(
         opacity: Weight of the colours in the overlay, 0 to 1.
 
     Returns:
-        "labels": class indices, one band of 8 bits with the palette. "overlay": the image under its coloured label
-        map, RGB. "confidence": probability of the predicted class, 0 to 255 for 0 to 1, one band of 8 bits.
+        "labels": class indices, one band of 8 bits with the palette. "overlay": the image, blended with its coloured
+        label map, RGB. "confidence": probability of the predicted class, 0 to 255 for 0 to 1, one band of 8 bits.
     """
     from ..utils.figures import overlay  # matplotlib is optional: prediction in memory works without it
 

@@ -43,11 +43,11 @@ class WindowGrid:
 
     Args:
         height, width: Size of the image in pixels.
-        crop_size: Side of a window in pixels. If a side of the image is shorter, the windows are as short.
+        crop_size: Side of a window in pixels. If the image is shorter, the windows are as short as the image.
         overlap_px: Pixels that neighbouring windows share, 0 to `crop_size` - 1. None: the paper's overlap, a sixth of
             the side.
         blend: Weights where windows overlap. "average" gives all pixels of a window the same weight (as in the paper).
-            "smooth" lowers the weight towards the edges of a window, where its pixels have the least context. This
+            "smooth" lowers the weight towards the edges of a window, where the model has the least context. This
             avoids visible seams.
 
     Raises:
@@ -103,19 +103,18 @@ class WindowGrid:
                 yield slice(top, top + height), slice(left, left + width)
 
     def rows_per_batch(self, windows_per_batch: int) -> int:
-        """Return how many rows of windows are predicted together.
+        """Return the number of rows of windows that form a group. A batch never contains windows of two groups.
 
-        A batch never contains windows of two such groups. A resumed run therefore forms the same batches as the first
-        run, and its logits are the same bit by bit.
+        A resumed run starts with a whole group. It therefore forms the same batches as the first run, and its logits
+        are the same bit by bit.
         """
         return max(1, windows_per_batch // len(self.lefts))
 
     def restart_row(self, row: int, windows_per_batch: int) -> int:
-        """Return the row of windows to restart at.
+        """Return the row of windows at which to restart, so that `row` and all later rows get the same results.
 
-        From there, the results from `row` on equal those of an uninterrupted run.
-
-        The restart is above `row`, because the windows above it overlap it and because batches must be the same.
+        The restart may be above `row`, for two reasons: windows above `row` overlap it, and the batches must be the
+        same as in an uninterrupted run.
         """
         overlapping = next(n for n, top in enumerate(self.tops) if top + self.window[0] > self.tops[row] or n == row)
         return overlapping - overlapping % self.rows_per_batch(windows_per_batch)
@@ -139,8 +138,8 @@ class Window:
 
     Args:
         pixel_values: (channels, height, width), from the image processor.
-        valid: Mask (height, width), boolean: False for pixels without data, which get the weight 0. None: all pixels
-            are valid.
+        valid: Mask (height, width), boolean. It is False for pixels without data, which get the weight 0. None: all
+            pixels are valid.
     """
 
     pixel_values: torch.Tensor
@@ -149,11 +148,11 @@ class Window:
 
 @dataclass(frozen=True)
 class JoinedPiece:
-    """A part of the image that no later window overlaps.
+    """A finished part of the image: no later window overlaps it.
 
     Args:
-        row: Index of the row of windows that completed it.
-        rows, columns: Its image rows and columns.
+        row: Index of the row of windows that completed the part.
+        rows, columns: Image rows and columns of the part.
         sums: Weighted sums of the logits, (students x classes, rows, columns), float32.
         weights: Sums of the weights, (rows, columns). 0 where no window has valid pixels.
     """
@@ -168,8 +167,8 @@ class JoinedPiece:
 class _Accumulator:
     """Sums the weighted logits of windows.
 
-    It keeps only the rows that later windows still overlap. Its memory grows with the width of the image and not with
-    the height.
+    It keeps only the rows that later windows overlap. Its memory therefore grows with the width of the image, but not
+    with the height.
     """
 
     def __init__(self, grid: WindowGrid, num_channels: int, device: torch.device):
@@ -224,10 +223,10 @@ def joined_pieces(
     Neither the whole image nor all of its logits are in memory at any time.
 
     Args:
-        model: In evaluation mode.
+        model: Model in evaluation mode.
         grid: The windows of the image.
-        windows: One [`Window`] for each place of `grid.windows(first_row)`, in that order. None for a window without
-            valid pixels, which is not predicted.
+        windows: One [`Window`] for each position of `grid.windows(first_row)`, in that order. None for a window
+            without valid pixels, which is not predicted.
         students: Names of the students to compute, in one forward pass.
         windows_per_batch: Windows per forward pass.
         flip: Also predict each window mirrored and average the two. This doubles the time and improves the accuracy
@@ -236,7 +235,7 @@ def joined_pieces(
 
     Yields:
         Pieces from left to right and from top to bottom. The channels of their sums are the classes of the first
-        student, then those of the second.
+        student, followed by the classes of the second student.
     """
     windows = iter(windows)
     accumulator = _Accumulator(grid, len(students) * model.config.num_labels, model.device)
@@ -250,7 +249,7 @@ def joined_pieces(
 
 
 def _predict_windows(model, windows, students, windows_per_batch, flip):
-    """Yield (logits, valid) for each window, and None for None, in order. Batches are full except for the last one."""
+    """Yield (logits, valid) for each window in order, or None for None. Only the last batch may be smaller."""
     waiting = []
     for window in windows:
         waiting.append(window)
@@ -288,13 +287,13 @@ def sliding_window_logits(
     """Compute the logits of each student for one image in memory, by overlapping windows.
 
     Args:
-        model: In evaluation mode.
+        model: Model in evaluation mode.
         pixel_values: One image (1, channels, height, width) of any size, from the image processor.
         crop_size, overlap_px, blend: See [`WindowGrid`].
         students, windows_per_batch, flip: See [`joined_pieces`].
 
     Returns:
-        Per student (1, classes, height, width), float32, on the device of the model, without gradients.
+        Student -> logits (1, classes, height, width), float32, on the device of the model, without gradients.
 
     Raises:
         ValueError: The batch contains more than one image.

@@ -1,9 +1,9 @@
-"""peft adapters that carry their own classes and settings.
+"""peft adapters with classes and settings of their own.
 
 One base model can hold several adapters. Switching adapters also switches the classes in `model.config`.
 
-transformers' own adapter methods handle weights only. The mixin below saves the adapter's part of the configuration in
-a further file, `co2s_adapter.json`, and updates the configuration when another adapter becomes active.
+The adapter methods of transformers handle weights only. The mixin below also saves the adapter's part of the
+configuration, in the file `co2s_adapter.json`, and updates the configuration when another adapter becomes active.
 """
 
 import copy
@@ -23,24 +23,24 @@ from transformers.utils import cached_file
 from transformers.utils.hub import resolve_revision
 
 
-ADAPTER_FILE = "co2s_adapter.json"  # beside peft's adapter_config.json, which has no place for these fields
+ADAPTER_FILE = "co2s_adapter.json"  # beside peft's adapter_config.json, which cannot store these fields
 PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 # Fields of the configuration that belong to an adapter: its classes, and how its training images were prepared.
 ADAPTER_FIELDS = ("id2label", "label2id", "palette", "class_concepts", "text_encoder")
 ADAPTER_FIELDS += ("fusion", "crop_size", "image_bands", "image_scale")
-# Sizes that an adapter and its base must agree on.
+# Sizes that must be the same in the base of an adapter and in the model that loads it.
 BACKBONE_SIZES = ("hidden_size", "num_hidden_layers", "patch_size")
 DECODER_SIZES = ("decoder_channels", "decoder_guidance_channels", "decoder_num_layers", "decoder_up_channels")
 DOWNLOAD_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 class Co2SAdapterMixin:
-    """Adapter methods of transformers that also switch the classes.
+    """The adapter methods of transformers, which here also switch the classes.
 
     Attributes:
-        _shown: Name of the adapter that `config` describes at the moment; None for the base.
-        _base_fields: The base's values of [`ADAPTER_FIELDS`].
-        _fields_of_adapters: Every adapter's values of them, by name.
+        _shown: Name of the adapter that `config` describes at present; None for the base.
+        _base_fields: Values of the [`ADAPTER_FIELDS`] for the base.
+        _fields_of_adapters: Name of an adapter -> its values of the [`ADAPTER_FIELDS`].
     """
 
     _shown: str | None = None
@@ -48,10 +48,10 @@ class Co2SAdapterMixin:
     # Save and load
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
-        """Save weights, configuration and code. A model with adapters saves the active adapter and its classes only.
+        """Save weights, configuration and code. If there are adapters, save only the active adapter and its classes.
 
         Args:
-            save_directory: Folder to save to. It is created if needed.
+            save_directory: Folder to save to. It is created if necessary.
             kwargs: Passed to transformers' `save_pretrained`.
         """
         if self._has_adapters() and kwargs.get("is_main_process", True):
@@ -64,22 +64,22 @@ class Co2SAdapterMixin:
         super().save_pretrained(save_directory, **kwargs)
 
     def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
-        # transformers uploads the files that are not listed here as new. List all but the adapter's file, so that it
-        # is always uploaded.
+        # transformers uploads all files that are not in this dictionary, because it takes them for new files. Leave
+        # out the adapter's file, so that it is always uploaded.
         timestamps = super()._get_files_timestamps(working_dir)
         return {name: time for name, time in timestamps.items() if name != ADAPTER_FILE}
 
     def add_adapter(self, adapter_config, adapter_name: str | None = None):
-        """Add a new, untrained adapter for the classes of the base and activate it.
+        """Add a new, untrained adapter with the classes of the base, and activate it.
 
-        To train other classes, change them (`set_class_concepts`) before adding the first adapter.
+        To train other classes, call `set_class_concepts` before adding the first adapter.
 
         Args:
-            adapter_config: Configuration of peft, for example of `co2s_lora_config`.
-            adapter_name: Name to switch to the adapter by; "default" when left out.
+            adapter_config: Configuration of peft, for example from `co2s_lora_config`.
+            adapter_name: Name of the new adapter, for `set_adapter`. None: "default".
 
         Raises:
-            ValueError: The name is taken, or no layer matches the configuration. The model stays as it was.
+            ValueError: The name is in use, or no layer matches the configuration. The model does not change then.
         """
         name = self._check_adapter_name(adapter_name)
         with self._adding(name):
@@ -95,26 +95,27 @@ class Co2SAdapterMixin:
         adapter_kwargs: dict | None = None,
         **download_kwargs,
     ) -> LoadStateDictInfo:
-        """Load an adapter from a folder or the Hub, with the classes that it was trained on, and activate it.
+        """Load an adapter from a folder or the Hub with the classes of its training, and activate it.
 
-        The adapter may have other classes than the base, also another number of them. The base keeps its own. Weights
-        are loaded by peft, because transformers 5.23 neither loads other numbers of classes nor DoRA's magnitudes.
+        The adapter may have other classes than the base, and another number of classes. The classes of the base do not
+        change. peft loads the weights, because transformers 5.23 can load neither another number of classes nor the
+        magnitudes of DoRA.
 
         Args:
             peft_model_id: Folder or Hub name.
-            adapter_name: Name to switch to the adapter by; "default" when left out.
-            is_trainable: Leave the adapter's parameters trainable.
-            load_config: Loading options that transformers' `from_pretrained` passes on.
+            adapter_name: Name of the new adapter, for `set_adapter`. None: "default".
+            is_trainable: Keep the parameters of the adapter trainable. False: freeze them.
+            load_config: Options that `from_pretrained` of transformers passes on.
             adapter_kwargs: Download options (`token`, `revision`, ...).
-            download_kwargs: The same, as keywords. They override `adapter_kwargs`.
+            download_kwargs: The same options as keywords. They override `adapter_kwargs`.
 
         Returns:
-            An empty report: every weight is loaded.
+            An empty report, because all weights are loaded.
 
         Raises:
             ImportError: peft is not installed.
             OSError: There is no such adapter.
-            ValueError: The name is taken, or the adapter does not fit this model. The model stays as it was.
+            ValueError: The name is in use, or the adapter does not fit this model. The model does not change then.
         """
         name = self._check_adapter_name(adapter_name)
         downloads = {
@@ -127,7 +128,7 @@ class Co2SAdapterMixin:
         if content is not None:
             fields = content["config"]
             self._check_base(content["base"], peft_model_id)
-        else:  # peft alone saved the adapter, so it is for the classes of the base
+        else:  # the adapter was saved by peft alone, so it has the classes of the base
             fields = copy.deepcopy(self._current_base_fields())
             _check_num_classes(weights, len(fields["id2label"]), peft_model_id)
 
@@ -153,7 +154,7 @@ class Co2SAdapterMixin:
                     raise ValueError(f"The model has no place for {', '.join(loaded.unexpected_keys[:5])} ...")
         except (RuntimeError, KeyError, ValueError) as error:
             base = self.name_or_path or "this model"
-            reason = " ".join(str(error).split("\n\t")[:2])  # torch lists every mismatch: keep the first
+            reason = " ".join(str(error).split("\n\t")[:2])  # torch lists every mismatch; show only the first
             raise ValueError(f"The adapter {peft_model_id} does not fit {base}: {reason}") from error
         self._fields_of_adapters[name] = fields
         self.set_adapter(name)
@@ -171,24 +172,27 @@ class Co2SAdapterMixin:
             raise ValueError(f"There is no adapter '{adapter_name}'; loaded: {', '.join(names) or 'none'}.")
         for module in self._adapter_modules():
             module.enable_adapters(True)
-            # `modules_to_save` holds whole copies of a module, one per adapter that trains it. The other adapters use
-            # the base's module.
+            # `modules_to_save` holds a copy of the whole module for each adapter that trains it. Other adapters use
+            # the module of the base.
             is_part = adapter_name in getattr(module, "modules_to_save", [adapter_name])
             module.set_adapter(adapter_name if is_part else [])
         self._show(adapter_name)
 
     def disable_adapters(self):
-        """Predict with the base alone, and with its classes."""
+        """Switch all adapters off: predict with the base and its classes."""
         super().disable_adapters()
         self._show(None)
 
     def enable_adapters(self):
-        """Predict with the active adapter again."""
-        # transformers 5.23's own method leaves out the modules that adapters copy whole (decoders, queries).
+        """Switch the active adapter on again, with its classes."""
+        # The method of transformers 5.23 leaves out modules that adapters copy as a whole (decoders, queries).
         self.set_adapter(self.active_adapters()[0])
 
     def delete_adapter(self, adapter_names: list[str] | str):
-        """Remove adapters. Afterwards the adapter that was added last predicts, or the base if there is none.
+        """Remove adapters. Then activate the remaining adapter that was added last, or the base if none remains.
+
+        Args:
+            adapter_names: One name or several names.
 
         Raises:
             ValueError: No adapter has this name.
@@ -201,18 +205,18 @@ class Co2SAdapterMixin:
             self._remove(name)
 
     def _remove(self, name: str):
-        """Remove an adapter, even if it was loaded only in part."""
+        """Remove an adapter, also one that was only partly added."""
         self._fields_of_adapters.pop(name, None)
         others = [other for other in getattr(self, "peft_config", {}) if other != name]
         if not others:
             self._unwrap(keep_adapter=False)
         elif name in self.peft_config:
-            # Switch first: peft 0.21 fails to delete an adapter from modules in which none is active.
+            # Activate another adapter first: peft 0.21 cannot delete from modules in which no adapter is active.
             self.set_adapter(others[-1])
             super().delete_adapter(name)
 
     def _unwrap(self, keep_adapter: bool):
-        """Remove all of peft's modules. What is left is the base, or the base merged with the active adapter."""
+        """Remove all modules of peft. The base remains; with `keep_adapter` the active adapter is merged into it."""
         for name, module in list(self.named_modules()):
             if hasattr(module, "base_layer"):
                 if keep_adapter:
@@ -231,11 +235,11 @@ class Co2SAdapterMixin:
         return getattr(self, "_hf_peft_config_loaded", False)
 
     def _adapter_modules(self) -> Iterator[nn.Module]:
-        """Iterate over peft's modules: layers with updates, and wrappers of modules that adapters copy whole."""
+        """Iterate over the modules of peft: layers with updates, and wrappers of modules that adapters copy."""
         return (m for m in self.modules() if hasattr(m, "base_layer") or hasattr(m, "modules_to_save"))
 
     def _check_adapter_name(self, adapter_name: str | None) -> str:
-        """Return the name of a new adapter, or refuse a name that is taken."""
+        """Return the name of a new adapter. Refuse a name that is in use."""
         name = adapter_name or "default"
         if name in getattr(self, "peft_config", {}):
             raise ValueError(f"There is an adapter '{name}' already; give another `adapter_name`.")
@@ -243,7 +247,7 @@ class Co2SAdapterMixin:
 
     @contextmanager
     def _adding(self, name: str) -> Iterator[None]:
-        """Make the configuration describe the base while an adapter is added, and undo everything if that fails."""
+        """Show the base in the configuration while an adapter is added; undo everything if this fails."""
         is_first, shown = not self._has_adapters(), self._shown
         active = None if is_first else self.active_adapters()[0]
         if is_first:
@@ -262,9 +266,9 @@ class Co2SAdapterMixin:
             raise
 
     def _show(self, name: str | None):
-        """Write an adapter's fields into the configuration, or the base's for None.
+        """Write the fields of an adapter into the configuration; None: those of the base.
 
-        The fields that the configuration held are kept for their owner, with any change made to them.
+        The previous fields of the configuration, with the user's changes, are first stored for their adapter or base.
         """
         if self._shown is None:
             self._base_fields = self._adapter_fields()
@@ -284,7 +288,7 @@ class Co2SAdapterMixin:
         return {name: copy.deepcopy(getattr(self.config, name)) for name in ADAPTER_FIELDS}
 
     def _base_sizes(self) -> dict:
-        """Return the sizes that an adapter depends on, as JSON has them."""
+        """Return the sizes that an adapter depends on, in types that JSON keeps."""
         sizes = {
             f"{config}.{name}": getattr(getattr(self.config, config), name)
             for config in ("clip_config", "dinov3_config")
@@ -296,7 +300,7 @@ class Co2SAdapterMixin:
         }
 
     def _check_base(self, wanted: dict, adapter: str):
-        """Refuse an adapter that was trained on a base of other sizes."""
+        """Refuse an adapter of a base with other sizes."""
         found = self._base_sizes()
         if differing := [name for name in found if wanted.get(name) != found[name]]:
             raise ValueError(
@@ -307,8 +311,8 @@ class Co2SAdapterMixin:
 
     @contextmanager
     def _resized_guidance(self, num_labels: int) -> Iterator[None]:
-        """Give the queries and class text of the base the shape for another number of classes, within the context."""
-        # Once there is an adapter, peft's wrapper holds the base's module as `original_module`.
+        """Resize the queries and the class text of the base to another number of classes, within the context."""
+        # If there is an adapter already, peft's wrapper holds the module of the base as `original_module`.
         queries = getattr(self.dinov3.guidance, "original_module", self.dinov3.guidance)
         text = getattr(self.clip.guidance, "original_module", self.clip.guidance)
         base_queries, base_text = queries.queries, text.embeddings
@@ -324,7 +328,7 @@ class Co2SAdapterMixin:
 
 def _import_peft() -> ModuleType:
     """Import peft, which is optional."""
-    # transformers requires the imports of saved code to be installed, except for those within `try`.
+    # transformers refuses saved code if one of its imports is not installed, except for imports within `try`.
     try:
         import peft
     except ImportError as error:
@@ -337,16 +341,16 @@ def _download_adapter(peft_model_id: str, downloads: dict, device: str) -> tuple
 
     Args:
         peft_model_id: Folder or Hub name.
-        downloads: Download options.
+        downloads: Download options, a part of `DOWNLOAD_KEYWORDS`.
         device: Device to load the weights to.
 
     Returns:
-        peft's configuration; the weights by the names that peft gives them within a plain model; the content of
-        `co2s_adapter.json`, None if there is no such file.
+        The configuration of peft; the weights, by parameter names without the prefix of `PeftModel`; the content of
+        `co2s_adapter.json`, or None if there is no such file.
     """
     peft = _import_peft()
-    # Resolve the revision once, so that all files are of one commit. The revision that `from_pretrained` resolved is a
-    # commit of the base's repository.
+    # Resolve the revision here, so that all files are of one commit. The commit that `from_pretrained` resolved
+    # belongs to the repository of the base.
     access = {key: value for key, value in downloads.items() if key in ("token", "local_files_only", "cache_dir")}
     downloads = downloads | {"revision": resolve_revision(peft_model_id, downloads.get("revision"), **access)}
     config_path = cached_file(peft_model_id, PEFT_CONFIG_FILE, **downloads)
@@ -359,7 +363,7 @@ def _download_adapter(peft_model_id: str, downloads: dict, device: str) -> tuple
 
 
 def _check_num_classes(weights: dict[str, torch.Tensor], num_labels: int, adapter: str):
-    """Refuse an adapter for another number of classes if its file with the classes is missing."""
+    """Refuse an adapter with another number of classes. It has no file that describes its classes."""
     for key in ("clip.guidance.embeddings", "dinov3.guidance.queries"):
         if key in weights and len(weights[key]) != num_labels:
             raise ValueError(

@@ -21,8 +21,8 @@ FUSIONS = ("confidence", "average", "clip", "dinov3")
 SAT493M_MEAN = [0.430, 0.411, 0.296]
 SAT493M_STD = [0.213, 0.156, 0.143]
 
-# An entry of every saved config.json. It names the pipeline class in the code that is saved beside the weights, so
-# that `pipeline(..., trust_remote_code=True)` works without this package.
+# Entry of every saved config.json. It names the pipeline class in the code beside the weights, so that
+# `pipeline(..., trust_remote_code=True)` works without this package.
 CUSTOM_PIPELINES = {
     "image-segmentation": {
         "impl": "image_processing_co2s.Co2SImageSegmentationPipeline",
@@ -35,29 +35,30 @@ CUSTOM_PIPELINES = {
 @strict
 class Co2SConfig(PreTrainedConfig):
     r"""
-    Configuration of a [`Co2SForSemanticSegmentation`]. The defaults are the paper's sizes: two ViT-B/16 backbones and
-    a decoder of 128 channels.
+    Configuration of a [`Co2SForSemanticSegmentation`].
+
+    The defaults are the paper's sizes: two ViT-B/16 backbones, and decoders of 128 channels.
 
     Args:
         clip_config (`CLIPVisionConfig` or `dict`, *optional*):
-            CLIP student's vision backbone. Defaults to ViT-B/16. Fields that a given dictionary leaves out take the
+            Vision backbone of the CLIP student. Defaults to ViT-B/16. Fields that are missing in a dictionary get the
             defaults of transformers' `CLIPVisionConfig`. `projection_dim` is the width of the class-text embeddings.
         dinov3_config (`DINOv3ViTConfig` or `dict`, *optional*):
-            DINOv3 student's backbone. Defaults to ViT-B/16 with 4 register tokens. The random RoPE augmentation
+            Backbone of the DINOv3 student. Defaults to ViT-B/16 with 4 register tokens. The random RoPE augmentation
             (`pos_embed_shift`, `pos_embed_jitter`, `pos_embed_rescale`) is always switched off, because a position
             must have the same embedding in every view of an image.
         clip_feature_layers (`list[int]`, *optional*, defaults to `(0, 4, 11)`):
-            CLIP layers (counted from 0, lowest first) that give the decoder their value-path features. The last one
-            gives the dense image embeddings, which the decoder compares with the class text.
+            CLIP layers (counted from 0, lowest first) whose value-path features the decoder uses. The features of the
+            last one become dense image embeddings, which the decoder compares with the class text.
         dinov3_feature_layers (`list[int]`, *optional*, defaults to `(2, 7, 11)`):
-            DINOv3 layers (counted from 0, lowest first) that give the decoder their outputs, after the final layer
-            norm. The decoder compares the last one with the learnable queries.
+            DINOv3 layers (counted from 0, lowest first) whose outputs the decoder uses, after the final layer norm.
+            The decoder compares the last output with the learnable queries.
         decoder_channels (`int`, *optional*, defaults to 128):
             Channels of a class map inside the decoder.
         decoder_guidance_channels (`int`, *optional*, defaults to 128):
-            Channels that the class guidance is projected to before the semantic layers.
+            Channels of the class guidance after its projection, in the semantic layers.
         decoder_kernel_size (`int`, *optional*, defaults to 7):
-            Kernel size of the convolution from a similarity map to `decoder_channels`. Odd.
+            Kernel size of the convolution from a similarity map to `decoder_channels`. Must be odd.
         decoder_dilations (`list[int]`, *optional*, defaults to `(6, 12, 18)`):
             Dilations of the ASPP's 3x3 branches.
         decoder_num_layers (`int`, *optional*, defaults to 2):
@@ -67,23 +68,23 @@ class Co2SConfig(PreTrainedConfig):
         decoder_mlp_ratio (`int`, *optional*, defaults to 4):
             Width of a semantic layer's MLP, in multiples of `decoder_channels`.
         decoder_pool_size (`int`, *optional*, defaults to 4):
-            Semantic layers attend on maps that are average-pooled by this factor.
+            Factor by which maps are average-pooled before the attention of a semantic layer.
         decoder_layer_norm_eps (`float`, *optional*, defaults to 1e-05):
             Epsilon of the semantic layers' layer norms.
         decoder_skip_channels (`list[int]`, *optional*, defaults to `(32, 16)`):
-            Channels that the middle and the low feature map are projected to, one per upsampling step.
+            Channels of the middle and the lowest feature map after their projection, one number per upsampling step.
         decoder_up_channels (`list[int]`, *optional*, defaults to `(64, 32)`):
-            Output channels of each upsampling step. There is one feature layer more than there are steps.
+            Output channels of each upsampling step. There must be one more feature layer than steps.
         decoder_group_norm_channels (`int`, *optional*, defaults to 16):
             Channels per group in the decoder's group norms. Must divide `decoder_channels` and every entry of
             `decoder_up_channels`.
         image_mean (`list[float]`, *optional*, defaults to ImageNet's):
-            Mean that `pixel_values` are normalised with. The image processor uses it.
+            Mean with which the image processor normalises `pixel_values`.
         image_std (`list[float]`, *optional*, defaults to ImageNet's):
-            Standard deviation that `pixel_values` are normalised with. The image processor uses it.
+            Standard deviation with which the image processor normalises `pixel_values`.
         clip_image_mean (`list[float]`, *optional*, defaults to CLIP's):
-            Mean that the CLIP backbone expects. The model converts `pixel_values` to it. The authors' weights
-            expect ImageNet's mean.
+            Mean that the CLIP backbone expects. The model converts `pixel_values` from `image_mean` to this mean. The
+            authors' weights expect ImageNet's mean.
         clip_image_std (`list[float]`, *optional*, defaults to CLIP's):
             Standard deviation that the CLIP backbone expects.
         dinov3_image_mean (`list[float]`, *optional*, defaults to ImageNet's):
@@ -91,8 +92,8 @@ class Co2SConfig(PreTrainedConfig):
         dinov3_image_std (`list[float]`, *optional*, defaults to ImageNet's):
             Standard deviation that the DINOv3 backbone expects. `0.213 0.156 0.143` for its satellite weights.
         clip_logits_size (`int`, *optional*):
-            Side of the square that the CLIP student's logits are resized to before they are resized to the input's
-            size. Models converted from the authors' code need it (224 there). `None` resizes once.
+            Side in pixels of a square. The CLIP student's logits are first resized to this square, then to the input's
+            size. Models that are converted from the authors' code need it (224). `None`: resize only once.
         dinov3_logits_size (`int`, *optional*):
             The same for the DINOv3 student (256 in the authors' code).
         palette (`list[list[int]]`, *optional*):
@@ -105,22 +106,22 @@ class Co2SConfig(PreTrainedConfig):
         semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
             Label of the pixels that losses and metrics leave out. Must not be a class.
         fusion (`str`, *optional*, defaults to `"confidence"`):
-            Rule that fuses the students' predictions: `"confidence"` (per pixel the student with the higher maximum
-            probability, the paper's rule), `"average"` (mean of the probabilities), `"clip"` or `"dinov3"` (that
+            How to fuse the students' predictions: `"confidence"` (per pixel, the student with the higher maximum
+            probability, as in the paper), `"average"` (mean of the probabilities), `"clip"` or `"dinov3"` (that
             student alone; the other one is not computed).
         crop_size (`int`, *optional*):
-            Side in pixels of the training crops. Larger images are best predicted in windows of this size.
+            Side in pixels of the training crops. Larger images should be predicted in windows of this size.
         image_bands (`list[int]`, *optional*):
-            Bands (counted from 1) of the training files that were used as red, green and blue. `None` if these were
-            plain RGB images.
+            Bands (counted from 1) of the training files that were used as red, green and blue. `None` if the files
+            were RGB images.
         image_scale (`list[list[float]]`, *optional*):
-            `[low, high]` of those bands, or one pair for all: the values that were mapped to 0 and 255.
+            `[low, high]` for each of these bands, or one pair for all: the values that were mapped to 0 and 255.
         initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of freshly initialised learnable queries.
+            Standard deviation of newly initialised learnable queries.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassError: A value is of the wrong type or cannot work. The message names
-            the field, the value and what is allowed.
+        huggingface_hub.errors.StrictDataclassError: A value has the wrong type or is not allowed. The message names
+            the field, the value and the allowed values.
 
     Example:
 
@@ -193,24 +194,24 @@ class Co2SConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-            # With this entry, `pipeline` asks to trust the model's own code. The installed package replaces that code.
+            # With this entry, `pipeline` would require `trust_remote_code=True`, although this package is installed.
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         if self.id2label is not None and self.label2id is None:
             self.label2id = {label: index for index, label in self.id2label.items()}
         if self.class_concepts is not None:
-            # The keys of saved JSON are sorted by name: restore the label order. Unknown names go last, for
-            # `validate_labels` to refuse.
+            # The keys of saved JSON are sorted by name: restore the label order. Unknown names go last;
+            # `validate_labels` refuses them.
             rank = {label: index for index, label in self.id2label.items()}
             by_label = sorted(self.class_concepts.items(), key=lambda item: rank.get(item[0], len(rank)))
             self.class_concepts = dict(by_label)
-        self.dinov3_config = copy.deepcopy(self.dinov3_config)  # the caller's object stays as it is
+        self.dinov3_config = copy.deepcopy(self.dinov3_config)  # do not change the caller's object
         self.dinov3_config.pos_embed_shift = None
         self.dinov3_config.pos_embed_jitter = None
         self.dinov3_config.pos_embed_rescale = None
 
     def to_dict(self) -> dict:
-        """Return all fields and the entry that names the model's pipeline class."""
+        """Return all fields, and the entry that names the pipeline class."""
         return super().to_dict() | {"custom_pipelines": copy.deepcopy(CUSTOM_PIPELINES)}
 
     @classmethod
@@ -219,13 +220,13 @@ class Co2SConfig(PreTrainedConfig):
 
         Args:
             config_dict: Fields as [`to_dict`] returns them.
-            kwargs: Fields that override saved ones. They are validated together, after all are set. Other classes
-                (`id2label` or `num_labels`) drop the saved palette and class concepts.
+            kwargs: Fields that override saved ones. All fields are set first and validated then. If other classes are
+                given (`id2label` or `num_labels`), the saved palette and class concepts are dropped.
 
         Returns:
-            The configuration, and a dictionary of unused keywords if `return_unused_kwargs=True` is given.
+            The configuration. With `return_unused_kwargs=True`, also a dictionary of unused keywords.
         """
-        # The base class merges dictionaries into sub-configurations and converts `dtype`. Set the other fields here.
+        # The base class handles sub-configurations and `dtype`. Set the other fields here.
         left_to_base = {"dtype", *cls.sub_configs_defaults}
         overrides = {
             key: kwargs.pop(key) for key in list(kwargs) if key in cls.__dataclass_fields__ and key not in left_to_base
@@ -242,7 +243,7 @@ class Co2SConfig(PreTrainedConfig):
     # `strict` calls every method named `validate_...` after initialisation.
 
     def validate_labels(self):
-        """Check that labels, palette, concepts and ignore index describe the same classes."""
+        """Check that labels, palette, concepts and ignore index fit together."""
         expected = list(range(self.num_labels))
         if len(expected) < 2:
             raise ValueError(f"`id2label` is {self.id2label}; a segmentation model needs at least two classes.")
@@ -300,8 +301,7 @@ class Co2SConfig(PreTrainedConfig):
                     raise ValueError(f"`{name}.{field}` is {getattr(backbone, field)}; it must be at least 1.")
             if not isinstance(backbone.patch_size, int) or backbone.patch_size < 1:
                 raise ValueError(
-                    f"`{name}.patch_size` is {backbone.patch_size}; patches are square: give one integer of at least "
-                    "1."
+                    f"`{name}.patch_size` is {backbone.patch_size}; patches are square: give one integer >= 1."
                 )
             if backbone.hidden_size % backbone.num_attention_heads:
                 raise ValueError(
@@ -328,7 +328,7 @@ class Co2SConfig(PreTrainedConfig):
             )
 
     def validate_feature_layers(self):
-        """Check that the feature layers exist and are as many as the decoder needs."""
+        """Check that the feature layers exist, and that their number fits the decoder."""
         num_features = len(self.decoder_up_channels) + 1
         for name in ("clip", "dinov3"):
             layers = list(getattr(self, f"{name}_feature_layers"))
@@ -341,7 +341,7 @@ class Co2SConfig(PreTrainedConfig):
             if layers != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= num_layers:
                 raise ValueError(
                     f"`{name}_feature_layers` is {layers}: give each layer once, in ascending order, from 0 to "
-                    f"{num_layers - 1}, since `{name}_config.num_hidden_layers` is {num_layers}."
+                    f"{num_layers - 1} (`{name}_config.num_hidden_layers` is {num_layers})."
                 )
 
     def validate_sizes(self):
@@ -351,7 +351,7 @@ class Co2SConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` is {size}; it must be at least 1, or None.")
 
     def validate_decoder(self):
-        """Check that the decoder's channels can be divided as its layers need."""
+        """Check the sizes of the decoder, and that its channels are divisible by heads and groups."""
         positive = ("channels", "guidance_channels", "kernel_size", "num_layers", "num_attention_heads", "mlp_ratio")
         for name in (*positive, "pool_size", "group_norm_channels"):
             if (value := getattr(self, f"decoder_{name}")) < 1:
@@ -385,8 +385,8 @@ class Co2SConfig(PreTrainedConfig):
         for (channels, _), skip in zip(pairwise(inputs), self.decoder_skip_channels):
             if not 0 < skip < channels:
                 raise ValueError(
-                    f"`decoder_skip_channels` contains {skip}, but the skip feature is a part of its upsampling "
-                    f"step's {channels} input channels. Use 1 to {channels - 1}."
+                    f"`decoder_skip_channels` contains {skip}, but this is a part of the {channels} input channels "
+                    f"of its upsampling step. Use 1 to {channels - 1}."
                 )
 
     def validate_fusion(self):
@@ -402,8 +402,8 @@ class Co2SConfig(PreTrainedConfig):
                 values = getattr(self, f"{name}_{statistic}")
                 if len(values) != num_channels:
                     raise ValueError(
-                        f"`{name}_{statistic}` is {list(values)}; images have {num_channels} channels: give one "
-                        "number for each."
+                        f"`{name}_{statistic}` is {list(values)}; images have {num_channels} channels. Give one "
+                        "number per channel."
                     )
             std = list(getattr(self, f"{name}_std"))
             if not all(value > 0 for value in std):  # false for NaN, too

@@ -1,7 +1,7 @@
-"""Request handler of Hugging Face Inference Endpoints for a Co2S model: image in, masks with label and score out.
+"""Request handler for Hugging Face Inference Endpoints: segment an image with a Co2S model.
 
-`co2s_hf.hub.publishing.add_handler` copies this file beside the weights. It needs only transformers, PyTorch and
-Pillow. A request is the bytes of an image file, or JSON:
+`co2s_hf.hub.publishing.add_handler` copies this file beside the weights. The file needs only transformers, PyTorch and
+Pillow (and peft, if the model is an adapter). A request is the bytes of an image file, or JSON:
 `{"inputs": "<the file in base64>", "parameters": {"threshold": 0.5}}`.
 """
 
@@ -17,14 +17,14 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")
-# What Pillow raises for damaged files.
+# Exceptions that Pillow raises for damaged files.
 DAMAGED_FILE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, EOFError)
 MAX_BYTES = 20_000_000  # of an image file
-MAX_PIXELS = 2048 * 2048  # attention over more pixels needs more memory than small machines have
+MAX_PIXELS = 2048 * 2048  # small machines do not have the memory for attention over more pixels
 
 
 class EndpointHandler:
-    """Load the model once and answer requests.
+    """Load the model once, then answer requests.
 
     Args:
         path: Folder of the model.
@@ -32,13 +32,13 @@ class EndpointHandler:
 
     def __init__(self, path: str = ""):
         device = 0 if torch.cuda.is_available() else -1
-        # Take the pipeline class from the code in this folder. It returns scores, which transformers' own class does
-        # not. Without this line, an installed co2s_hf package would select transformers' class.
+        # Take the pipeline class from the code in this folder, because only this class returns scores. Otherwise
+        # `pipeline` uses the class of transformers if the package co2s_hf is imported.
         pipeline_class = get_class_from_dynamic_module("image_processing_co2s.Co2SImageSegmentationPipeline", path)
         self.segment = pipeline(
             "image-segmentation",
             model=path,
-            image_processor=path,  # of an adapter, too: left out, the pipeline loads the processor of its base model
+            image_processor=path,  # for an adapter, `pipeline` would load the processor of the base
             pipeline_class=pipeline_class,
             device=device,
             trust_remote_code=True,
@@ -48,13 +48,13 @@ class EndpointHandler:
         """Segment one image.
 
         Args:
-            data: `inputs` is a PIL image, the bytes of an image file, or these in base64 (also as a data URL).
-                `parameters` is optional and may contain `threshold`, from 0 to 1: classes with a lower score are left
-                out.
+            data: `inputs` is a PIL image, the bytes of an image file, or the bytes in base64 (also as a data URL).
+                `parameters` is optional. It may contain `threshold`, 0 to 1: classes with a lower score are left out.
 
         Returns:
-            For every class in the image `label`, `score` (mean probability within its mask, 0 to 1) and `mask` (PNG in
-            base64, of the image's size: 255 in the class's pixels, 0 elsewhere). The Hub's widget reads this format.
+            A dictionary for each class in the image, in the format of the Hub's widget: `label`; `score`, the mean
+            probability in the mask, 0 to 1; and `mask`, a PNG in base64 of the image's size, with 255 in the pixels of
+            the class and 0 elsewhere.
 
         Raises:
             ValueError: The input is not an image or is too large, or a parameter is unknown or out of range.
@@ -78,7 +78,7 @@ def read_image(inputs: Image.Image | bytes | str) -> Image.Image:
     """Read the image of a request.
 
     Args:
-        inputs: A PIL image, the bytes of an image file, or these in base64 (also as a data URL).
+        inputs: A PIL image, the bytes of an image file, or the bytes in base64 (also as a data URL).
 
     Returns:
         The image in RGB.
@@ -101,16 +101,16 @@ def read_image(inputs: Image.Image | bytes | str) -> Image.Image:
             ) from error
     if not isinstance(inputs, Image.Image):
         raise ValueError(
-            f"`inputs` is {type(inputs).__name__}; expected an image, the bytes of an image file, or these in base64."
+            f"`inputs` is {type(inputs).__name__}; expected an image, the bytes of an image file, or base64 text."
         )
-    if inputs.width * inputs.height > MAX_PIXELS:  # the size is in the file's header: nothing is decoded yet
+    if inputs.width * inputs.height > MAX_PIXELS:  # known from the header, before decoding
         raise ValueError(
             f"The image has {inputs.width}x{inputs.height} pixels; at most {MAX_PIXELS} in all are accepted. Cut it "
             "into tiles."
         )
     if inputs.mode[0] in "IF":
         raise ValueError(
-            f"The image has the mode {inputs.mode}, which is more than 8 bits per band. Scale it to 0..255 first."
+            f"The image has the mode {inputs.mode}, with more than 8 bits per band. Scale it to 0..255 first."
         )
     try:
         return inputs.convert("RGB")

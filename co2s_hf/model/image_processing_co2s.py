@@ -1,6 +1,6 @@
-"""Image processor of Co2S (images to tensors, logits to label maps) and its pipeline.
+"""Image processor of Co2S (images to tensors, logits to label maps), and the pipeline.
 
-It needs Pillow and NumPy, but not torchvision.
+The processor needs Pillow and NumPy, but not torchvision.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -36,8 +36,8 @@ IGNORE_INDEX = 255
 class Co2SImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
-        Whether to subtract 1 from all labels of segmentation maps and to turn 0 into 255. For data sets in which 0
-        means "not labelled" and the classes start at 1.
+        Whether to subtract 1 from all labels of segmentation maps, and to change 0 to 255. Use it for data sets in
+        which 0 means "no class" and the classes start at 1.
     """
 
     do_reduce_labels: bool
@@ -47,10 +47,10 @@ class Co2SImageProcessor(PilBackend):
     r"""
     Prepare images and segmentation maps for [`Co2SForSemanticSegmentation`], and turn its outputs into label maps.
 
-    Images are 8-bit RGB, or grey, which is repeated for three bands. PIL images, NumPy arrays and tensors are
-    accepted, channels first or last, one or a list. Their values are scaled to 0..1 and normalised with ImageNet's
-    statistics. (The model converts them to the statistics of its two backbones.) Images keep their size by default,
-    because the model takes any size.
+    Images must be 8-bit RGB or grey. Grey is repeated for three bands. One image or a list is accepted: PIL images,
+    NumPy arrays or tensors, with channels first or last. The values are scaled to 0..1 and normalised with ImageNet's
+    statistics; the model converts them to the statistics of its two backbones. By default images keep their size,
+    because the model accepts any size.
 
     Args:
         do_resize (`bool`, *optional*, defaults to `False`):
@@ -62,7 +62,7 @@ class Co2SImageProcessor(PilBackend):
         do_normalize (`bool`, *optional*, defaults to `True`):
             Whether to subtract `image_mean` and divide by `image_std`.
         do_reduce_labels (`bool`, *optional*, defaults to `False`):
-            See [`Co2SImageProcessorKwargs`].
+            Whether to subtract 1 from all labels, see [`Co2SImageProcessorKwargs`].
     """
 
     valid_kwargs = Co2SImageProcessorKwargs
@@ -83,11 +83,11 @@ class Co2SImageProcessor(PilBackend):
 
     @classmethod
     def from_model_config(cls, config: "Co2SConfig", **kwargs) -> "Co2SImageProcessor":
-        """Build an image processor that normalises as a model with this configuration expects.
+        """Build an image processor with the image statistics of a model.
 
         Args:
             config: Configuration of the model.
-            kwargs: Further settings of the processor (`do_reduce_labels`, ...).
+            kwargs: Further settings of the processor, such as `do_reduce_labels`.
 
         Returns:
             The image processor.
@@ -103,19 +103,19 @@ class Co2SImageProcessor(PilBackend):
         """Prepare images and, for training and evaluation, their segmentation maps.
 
         Args:
-            images: One image or a list. 8-bit values 0..255, or floating point in that range (in 0..1 with
+            images: One image or a list. The values are 0..255, as integers or floating point (0..1 with
                 `do_rescale=False`).
             segmentation_maps: One map or a list: PIL image, array or tensor (height, width) of class indices, 255
                 for pixels to ignore.
-            kwargs: Settings of the processor that this call overrides. `return_tensors="pt"` returns tensors.
+            kwargs: Settings of the processor to override in this call. `return_tensors="pt"` returns tensors.
 
         Returns:
-            `pixel_values` (batch, channels, height, width), float32, and with maps `labels` (batch, height, width),
-            int64.
+            `pixel_values` (batch, channels, height, width), float32. With segmentation maps also `labels` (batch,
+            height, width), int64.
 
         Raises:
-            ValueError: An image is empty, not finite or not 8-bit RGB, a map does not fit its image, or a setting is
-                not supported.
+            ValueError: An image is empty, contains NaN or infinity, or is not 8-bit RGB or grey; a map does not fit
+                its image; or a setting is not supported.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
@@ -132,7 +132,7 @@ class Co2SImageProcessor(PilBackend):
         for name, default in unsupported.items():
             if kwargs.get(name) not in (None, False, default):
                 raise ValueError(
-                    f"`{name}={kwargs[name]}` is not supported. Leave it out: the model takes images of any size."
+                    f"`{name}={kwargs[name]}` is not supported. Leave it out: the model accepts images of any size."
                 )
         num_channels = len(self.image_mean) if isinstance(self.image_mean, list | tuple) else 3
         convert = bool(kwargs.get("do_convert_rgb"))
@@ -200,13 +200,14 @@ class Co2SImageProcessor(PilBackend):
 
         Args:
             outputs: Output of the model.
-            target_sizes: (height, width) per image, to which the probabilities are resized bilinearly. Left out, they
-                keep the input's size.
+            target_sizes: (height, width) per image, to which the probabilities are resized bilinearly. None: keep the
+                size of the input.
             return_segmentation_scores: Also return the fused class probabilities.
 
         Returns:
-            Per image a label map (height, width), int64. With scores, per image an object with `segmentation` (that
-            map) and `segmentation_scores` (classes, height, width), from 0 to 1, with sum 1 over the classes.
+            For each image a label map (height, width), int64. With scores, an object for each image instead:
+            `segmentation` is the label map, and `segmentation_scores` (classes, height, width) are the fused
+            probabilities, 0 to 1.
 
         Raises:
             ValueError: The number of target sizes is not the batch size.
@@ -271,7 +272,7 @@ def _image_to_array(
 
 
 def _find_channels(shape: tuple[int, ...], num_channels: int, index: int) -> str:
-    """Decide whether the channels of an image are its first or its last dimension; first if both are possible."""
+    """Decide whether the channels are the first or the last dimension of an image. If both are possible: the first."""
     first, last = shape[0], shape[-1]
     for count in (num_channels, 1):
         if first == count:
@@ -285,7 +286,7 @@ def _find_channels(shape: tuple[int, ...], num_channels: int, index: int) -> str
 
 
 def _check_values(array: np.ndarray, do_rescale: bool, index: int):
-    """Refuse values that are not 8-bit, or not finite if they are rescaled already: they would become nonsense."""
+    """Refuse 16-bit, NaN and infinite values; with `do_rescale` also values outside 0..255."""
     remedy = "Scale it to 0..255 (for example from its 2nd to its 98th percentile) and pass uint8"
     if array.dtype == np.uint16:
         raise ValueError(
@@ -325,9 +326,9 @@ def _map_to_array(segmentation_map: ImageInput, index: int) -> np.ndarray:
 
 
 def _check_maps_fit(maps: list[np.ndarray], images: list[np.ndarray]):
-    """Require one map (height, width) for each image (channels, height, width), of the same size."""
+    """Check that each image (channels, height, width) has one map (height, width) of the same size."""
     if len(maps) != len(images):
-        raise ValueError(f"{len(images)} images came with {len(maps)} segmentation maps; give one for each image.")
+        raise ValueError(f"There are {len(images)} images and {len(maps)} segmentation maps; give one for each image.")
     for index, (map_, image) in enumerate(zip(maps, images)):
         if map_.shape != image.shape[-2:]:
             raise ValueError(
@@ -337,7 +338,7 @@ def _check_maps_fit(maps: list[np.ndarray], images: list[np.ndarray]):
 
 
 def _prepare_map(labels: np.ndarray, size: tuple[int, int], do_reduce_labels: bool) -> np.ndarray:
-    """Reduce the labels if asked, and resize them to the (height, width) of the prepared image."""
+    """Reduce the labels if `do_reduce_labels`, and resize them to the (height, width) of the prepared image."""
     if do_reduce_labels:
         kept = (labels < 0) | (labels == IGNORE_INDEX)  # negative labels mark ignored pixels, too
         labels = np.where(labels == 0, IGNORE_INDEX, np.where(kept, labels, labels - 1))
@@ -350,13 +351,13 @@ def _prepare_map(labels: np.ndarray, size: tuple[int, int], do_reduce_labels: bo
 class Co2SImageSegmentationPipeline(ImageSegmentationPipeline):
     """transformers' `pipeline("image-segmentation")` with a score for every class.
 
-    transformers' own class returns no scores for semantic segmentation. Saved models name this class in their
-    configuration, so `pipeline(..., trust_remote_code=True)` uses it. With this package installed, pass it as
+    The class of transformers returns no scores for semantic segmentation. The configuration of saved models names this
+    class, so `pipeline(..., trust_remote_code=True)` uses it. If this package is imported, pass the class as
     `pipeline_class`.
     """
 
     def check_model_type(self, supported_models: list[str] | dict):
-        """Do nothing. The inherited check refuses models that are loaded with their own code."""
+        """Do nothing: the inherited check would refuse models with their own code."""
 
     def postprocess(
         self, model_outputs: "Co2SSemanticSegmenterOutput", subtask: str | None = None, threshold: float = 0.0
@@ -365,12 +366,13 @@ class Co2SImageSegmentationPipeline(ImageSegmentationPipeline):
 
         Args:
             model_outputs: Output of the model for one image, with its `target_size`.
-            subtask: "semantic", or None for the same.
-            threshold: Lowest score, from 0 to 1, of the classes to return.
+            subtask: "semantic" or None; both have the same meaning.
+            threshold: Lowest score of the classes to return, 0 to 1.
 
         Returns:
-            For every class in the image, in label order, `label`, `mask` (image of the input's size: 255 in the
-            class's pixels, 0 elsewhere) and `score` (mean fused probability of the class within its mask, 0 to 1).
+            A dictionary for each class in the image, in label order: `label`; `mask`, an image of the input's size
+            with 255 in the pixels of the class and 0 elsewhere; and `score`, the mean probability of the class in the
+            mask, 0 to 1.
 
         Raises:
             ValueError: `subtask` has another value.

@@ -4,9 +4,9 @@
                                                                                                        +-> fused logits
     pixel_values -> DINOv3 backbone -> feature maps -> decoder, guided by learnable queries -> logits -+
 
-This file defines the parts first and the whole last: backbones, class guidance, decoder, student, fusion, model. The
-backbones are transformers' `CLIPVisionModel` and `DINOv3ViTModel`; this file only takes dense features out of them.
-Both students have the same decoder architecture, with weights of their own.
+This file defines the parts first, and then the model: backbones, class guidance, decoder, student, fusion, model. The
+backbones are transformers' `CLIPVisionModel` and `DINOv3ViTModel`; this file extracts dense features from them. Both
+students have the same decoder architecture, but separate weights.
 
 Shapes: `height, width` is the size of an image in pixels, `h, w` the size of a feature map (one position per patch).
 """
@@ -42,7 +42,7 @@ class Co2SSemanticSegmenterOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor`, a scalar, *optional*, returned when `labels` is given):
-            Sum of the cross-entropies of the students that were computed.
+            Sum of the students' cross-entropies, over the students that were computed.
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels, height, width)`):
             Fused logits at the input's size. Their softmax is the fused class probabilities.
         clip_logits (`torch.FloatTensor` of shape `(batch_size, num_labels, height, width)`, *optional*):
@@ -50,8 +50,8 @@ class Co2SSemanticSegmenterOutput(ModelOutput):
         dinov3_logits (`torch.FloatTensor` of shape `(batch_size, num_labels, height, width)`, *optional*):
             Logits of the DINOv3 student. `None` when the fusion does not compute it.
         clip_hidden_states, dinov3_hidden_states (`tuple(torch.FloatTensor)`, *optional*):
-            With `output_hidden_states=True`: a backbone's embeddings, then the output of every layer, each of shape
-            `(batch_size, tokens, hidden_size)`.
+            With `output_hidden_states=True`: the embeddings of the backbone, then the output of every layer, each of
+            shape `(batch_size, tokens, hidden_size)`.
         clip_attentions, dinov3_attentions (`tuple(torch.FloatTensor)`, *optional*):
             With `output_attentions=True`: the attention weights of every layer, each of shape
             `(batch_size, num_heads, tokens, tokens)`.
@@ -73,7 +73,7 @@ class Co2SSemanticSegmenterOutput(ModelOutput):
 class Co2SQuickGELU(nn.Module):
     """Compute CLIP's activation x * sigmoid(1.702 x) as one SiLU.
 
-    transformers computes it in three steps. One step keeps half the memory for the backward pass.
+    transformers computes it in three steps. One step keeps half as many values for the backward pass.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -81,10 +81,10 @@ class Co2SQuickGELU(nn.Module):
 
 
 class Co2SClipBackbone(nn.Module):
-    """CLIP's vision backbone with the value-path features of its feature layers.
+    """CLIP's vision backbone, which returns the value-path features of its feature layers.
 
-    The value path is that of MaskCLIP (arXiv 2112.01071): a feature layer skips the attention between tokens. Unlike
-    MaskCLIP, it keeps its residual connections and its MLP.
+    On the value path (MaskCLIP, arXiv 2112.01071), a feature layer leaves out the attention between tokens. Unlike in
+    MaskCLIP, the layer keeps its residual connections and its MLP.
     """
 
     def __init__(self, config: Co2SConfig):
@@ -104,7 +104,7 @@ class Co2SClipBackbone(nn.Module):
         return self.vision_model.encoder.layers
 
     def attention_modules(self) -> list[nn.Module]:
-        """Return the attention of every layer, which is what the paper trains of a backbone."""
+        """Return the attention modules of all layers. The paper trains only these parts of a backbone."""
         return [layer.self_attn for layer in self.layers]
 
     @property
@@ -116,10 +116,10 @@ class Co2SClipBackbone(nn.Module):
         """Run the layers below the last feature layer and return the hidden states that the features need.
 
         Args:
-            pixel_values: (batch, channels, height, width), whole patches.
+            pixel_values: (batch, channels, height, width); both sides are multiples of the patch size.
 
         Returns:
-            Input of each feature layer, (batch, 1 + patches, hidden). The last feature layer itself is not run.
+            Input of each feature layer, (batch, 1 + patches, hidden). The last feature layer is not computed.
         """
         hidden_states = self.vision_model.embeddings(pixel_values, interpolate_pos_encoding=True)
         hidden_states = self.vision_model.pre_layrnorm(hidden_states)
@@ -134,11 +134,11 @@ class Co2SClipBackbone(nn.Module):
         """Compute the feature maps from the hidden states.
 
         Args:
-            states: As [`tapped_states`] returns them.
+            states: Hidden states from [`tapped_states`].
             grid: Height and width of the image in patches.
 
         Returns:
-            Feature maps (batch, channels, *grid), lowest layer first. The last one holds image embeddings in the
+            Feature maps (batch, channels, *grid), lowest layer first. The last one contains image embeddings in the
             space of the class text, with length 1 at every position.
         """
         features = [self._value_path(self.layers[index], state) for index, state in zip(self.feature_layers, states)]
@@ -155,12 +155,12 @@ class Co2SClipBackbone(nn.Module):
         return patches + layer.mlp(layer.layer_norm2(patches))
 
     def record(self, pixel_values: torch.Tensor, **kwargs) -> ModelOutput:
-        """Run the whole backbone with transformers' own forward, which can record hidden states and attentions."""
+        """Run the whole backbone with the forward of transformers, which can record hidden states and attentions."""
         return self.vision_model(pixel_values, interpolate_pos_encoding=True, **kwargs)
 
 
 class Co2SDinov3Backbone(nn.Module):
-    """DINOv3's backbone with the outputs of its feature layers, after the final layer norm."""
+    """DINOv3's backbone, which returns the outputs of its feature layers after the final layer norm."""
 
     def __init__(self, config: Co2SConfig):
         super().__init__()
@@ -173,7 +173,7 @@ class Co2SDinov3Backbone(nn.Module):
         return self.vision_model.model.layer
 
     def attention_modules(self) -> list[nn.Module]:
-        """Return the attention of every layer, which is what the paper trains of a backbone."""
+        """Return the attention modules of all layers. The paper trains only these parts of a backbone."""
         return [layer.attention for layer in self.layers]
 
     @property
@@ -185,7 +185,7 @@ class Co2SDinov3Backbone(nn.Module):
         """Run the layers up to the last feature layer and return the hidden states that the features need.
 
         Args:
-            pixel_values: (batch, channels, height, width), whole patches.
+            pixel_values: (batch, channels, height, width); both sides are multiples of the patch size.
 
         Returns:
             Output of each feature layer, (batch, 1 + registers + patches, hidden).
@@ -204,7 +204,7 @@ class Co2SDinov3Backbone(nn.Module):
         """Compute the feature maps from the hidden states.
 
         Args:
-            states: As [`tapped_states`] returns them.
+            states: Hidden states from [`tapped_states`].
             grid: Height and width of the image in patches.
 
         Returns:
@@ -216,7 +216,7 @@ class Co2SDinov3Backbone(nn.Module):
         return [feature.transpose(1, 2).unflatten(2, grid) for feature in patches]
 
     def record(self, pixel_values: torch.Tensor, **kwargs) -> ModelOutput:
-        """Run the whole backbone with transformers' own forward, which can record hidden states and attentions."""
+        """Run the whole backbone with the forward of transformers, which can record hidden states and attentions."""
         return self.vision_model(pixel_values, **kwargs)
 
 
@@ -224,9 +224,9 @@ class Co2SDinov3Backbone(nn.Module):
 
 
 class Co2STextGuidance(nn.Module):
-    """Hold one frozen text embedding per class.
+    """One frozen text embedding per class.
 
-    The embeddings are a buffer: they are saved with the weights, but optimizers do not get them.
+    The embeddings are a buffer: they are saved with the weights, but no optimizer trains them.
     """
 
     def __init__(self, config: Co2SConfig):
@@ -238,7 +238,7 @@ class Co2STextGuidance(nn.Module):
 
 
 class Co2SQueryGuidance(nn.Module):
-    """Hold one learnable query per class."""
+    """One learnable query per class."""
 
     def __init__(self, config: Co2SConfig):
         super().__init__()
@@ -252,10 +252,11 @@ class Co2SQueryGuidance(nn.Module):
 
 
 class Co2STrimmedConv2d(nn.Conv2d):
-    """Convolve at the same size, without the kernel taps that read nothing but padding.
+    """A convolution that keeps the size, and leaves out kernel taps that only read padding.
 
-    With a dilation as large as the map, the outer taps of a 3x3 kernel lie outside the map at every position. On a
-    16x16 map a dilation of 18 leaves only the centre tap, a ninth of the work. The result is the same.
+    If the dilation is at least as large as the map, the outer taps of a 3x3 kernel are outside the map at every
+    position. For example, a dilation of 18 on a 16x16 map leaves only the centre tap, which is a ninth of the work.
+    The result is the same.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -269,17 +270,17 @@ class Co2STrimmedConv2d(nn.Conv2d):
 
 
 class Co2SSharedConv2d(nn.Conv2d):
-    """Convolve every class's map concatenated with the features of the image.
+    """A convolution of each class map concatenated with the features of the image.
 
-    A convolution of concatenated maps is the sum of one convolution per map. So the features, which are the same for
-    all classes, are convolved once.
+    A convolution of concatenated maps is the sum of one convolution per map. Therefore the features, which are the
+    same for all classes, are convolved only once.
     """
 
     def forward(self, class_maps: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Convolve maps (batch * classes, channels, h, w) with features (batch, channels, h, w)."""
         map_weight, feature_weight = self.weight.split([class_maps.shape[1], features.shape[1]], dim=1)
         output = F.conv2d(class_maps, map_weight, self.bias, padding=self.padding)
-        # (batch * classes, channels, h, w) -> (batch, classes, channels, h, w), a view: `output` changes, too
+        # (batch * classes, channels, h, w) -> (batch, classes, channels, h, w), a view: the addition changes `output`
         per_image = output.unflatten(0, (features.shape[0], -1))
         per_image += F.conv2d(features, feature_weight, padding=self.padding).unsqueeze(1)
         return output
@@ -332,10 +333,12 @@ class Co2SSpatialPyramid(nn.Module):
 
 
 class Co2SSemanticLayer(nn.Module):
-    """Attention between the classes at every (pooled) position. A class's token is its map and its guidance.
+    """Attention between the classes at every (pooled) position.
 
-    The projections have other names than those of the backbones (`q_proj`, ...), so that LoRA targets for backbones
-    never match here.
+    The token of a class is the value of its map at that position, concatenated with its guidance.
+
+    The projections have other names than in the backbones (`q_proj`, ...), so that LoRA targets for backbones do not
+    match them.
     """
 
     def __init__(self, config: Co2SConfig):
@@ -353,7 +356,7 @@ class Co2SSemanticLayer(nn.Module):
     def forward(self, class_maps: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
         """Update class maps (batch, classes, channels, h, w) with guidance (classes, guidance channels)."""
         batch_size, num_labels, channels, height, width = class_maps.shape
-        # A map that is smaller than the pool becomes one position.
+        # A map that is smaller than the pooling window becomes one position.
         pool_size = (min(self.pool_size, height), min(self.pool_size, width))
         pooled = F.avg_pool2d(class_maps.flatten(0, 1), pool_size)
         grid = pooled.shape[-2:]
@@ -379,7 +382,7 @@ class Co2SSemanticLayer(nn.Module):
 
 
 class Co2SUpsampling(nn.Module):
-    """Double the size of every class's map and refine it with a lower feature map of the backbone."""
+    """Double the size of every class map, and refine it with a lower feature map of the backbone."""
 
     def __init__(self, config: Co2SConfig, in_channels: int, skip_channels: int, out_channels: int, feature_size: int):
         super().__init__()
@@ -399,7 +402,7 @@ class Co2SUpsampling(nn.Module):
 class Co2SDecoder(nn.Module):
     """Turn feature maps and class guidance into logits.
 
-    Every class has its own map, and all maps pass through the same weights. So no weight depends on the number of
+    Every class has its own map, and the same weights process all maps. Therefore no weight depends on the number of
     classes.
     """
 
@@ -411,7 +414,7 @@ class Co2SDecoder(nn.Module):
         self.guidance_projection = nn.Sequential(nn.Linear(guidance_size, config.decoder_guidance_channels), nn.ReLU())
         self.semantic_layers = nn.ModuleList([Co2SSemanticLayer(config) for _ in range(config.decoder_num_layers)])
         in_channels = [config.decoder_channels, *config.decoder_up_channels]
-        # The first step takes the feature map below the top one, the last step the lowest one.
+        # The first step uses the feature map below the top one; the last step uses the lowest one.
         steps = zip(in_channels, config.decoder_skip_channels, config.decoder_up_channels, feature_sizes[-2::-1])
         self.upsampling_layers = nn.ModuleList([Co2SUpsampling(config, *sizes) for sizes in steps])
         self.head = nn.Conv2d(in_channels[-1], 1, kernel_size=3, padding=1)
@@ -420,8 +423,8 @@ class Co2SDecoder(nn.Module):
         """Decode feature maps.
 
         Args:
-            features: Feature maps (batch, channels, h, w), lowest layer first. The last one has the guidance's width.
-            guidance: (classes, width).
+            features: Feature maps (batch, channels, h, w), lowest layer first. The last one has `width` channels.
+            guidance: Class guidance (classes, width).
 
         Returns:
             Logits (batch, classes, 4 h, 4 w) with the default of two upsampling steps.
@@ -430,7 +433,7 @@ class Co2SDecoder(nn.Module):
         guidance = F.normalize(guidance, dim=-1)
         similarity = torch.einsum("bdhw,nd->bnhw", F.normalize(features[-1], dim=1), guidance.to(features[-1].dtype))
         batch_size, num_labels = similarity.shape[:2]
-        # Spatial reasoning, each class by itself: (batch, classes, h, w) -> (batch * classes, 1, h, w)
+        # Spatial reasoning, separately for each class: (batch, classes, h, w) -> (batch * classes, 1, h, w)
         class_maps = self.spatial_pyramid(self.similarity_projection(similarity.flatten(0, 1).unsqueeze(1)))
         # Semantic reasoning, between classes: (batch * classes, channels, h, w) -> (batch, classes, channels, h, w)
         class_maps = class_maps.unflatten(0, (batch_size, num_labels))
@@ -447,7 +450,7 @@ class Co2SDecoder(nn.Module):
 
 
 class Co2SStudent(nn.Module):
-    """One student: a backbone, the guidance of the classes, and a decoder."""
+    """One student: backbone, class guidance and decoder."""
 
     def __init__(self, config: Co2SConfig, name: str):
         super().__init__()
@@ -460,8 +463,8 @@ class Co2SStudent(nn.Module):
         feature_sizes = [backbone_config.hidden_size] * len(config.decoder_up_channels) + [guidance_size]
         self.decoder = Co2SDecoder(config, feature_sizes, guidance_size)
         self.logits_size = getattr(config, f"{name}_logits_size")
-        # The processor computes x = (image - mean) / std. The backbone expects (image - own mean) / own std, which is
-        # x * scale + shift. One (scale, shift) per channel.
+        # The image processor computes x = (image - mean) / std. The backbone expects (image - own mean) / own std.
+        # That is x * scale + shift, with one (scale, shift) per channel.
         own_means, own_stds = getattr(config, f"{name}_image_mean"), getattr(config, f"{name}_image_std")
         self.renormalization = [
             (std / own_std, (mean - own_mean) / own_std)
@@ -504,7 +507,7 @@ class Co2SStudent(nn.Module):
         )
 
     def _prepare(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Convert to the backbone's own mean and std, and pad to whole patches by repeating the border."""
+        """Convert to the mean and std of the backbone, and pad to whole patches by repeating the border."""
         if any(coefficients != (1.0, 0.0) for coefficients in self.renormalization):
             channels = [pixel_values[:, c] * scale + shift for c, (scale, shift) in enumerate(self.renormalization)]
             pixel_values = torch.stack(channels, dim=1)
@@ -522,12 +525,12 @@ def fuse_logits(clip_logits: torch.Tensor, dinov3_logits: torch.Tensor, fusion: 
     Args:
         clip_logits: (batch, classes, height, width).
         dinov3_logits: The same shape.
-        fusion: "confidence" takes, per pixel, the logits of the student with the higher maximum probability (of CLIP
-            at a tie). "average" takes the logarithm of the mean of the probabilities.
+        fusion: "confidence": for each pixel the logits of the student with the higher maximum probability (at a tie,
+            of CLIP). "average": the logarithm of the mean of the probabilities.
 
     Returns:
         Logits (batch, classes, height, width). Their softmax is the fused probabilities. Gradients flow to both
-        students with "average", and per pixel to the chosen student with "confidence".
+        students with "average", and to the chosen student of each pixel with "confidence".
 
     Raises:
         ValueError: `fusion` has another value.
@@ -544,8 +547,9 @@ def fuse_logits(clip_logits: torch.Tensor, dinov3_logits: torch.Tensor, fusion: 
 def _log_odds(logits: torch.Tensor) -> torch.Tensor:
     """Compute the log-odds of the most probable class, (batch, height, width).
 
-    Log-odds rise with the maximum probability, so they sort pixels alike. Unlike probabilities they still differ where
-    these round to 1, and they keep their precision when the logits are half precision.
+    Log-odds increase with the maximum probability, so comparing either of them gives the same result. Unlike
+    probabilities, log-odds still differ where probabilities are rounded to 1, and they stay precise if the logits are
+    in half precision.
     """
     highest, index = logits.float().max(dim=1, keepdim=True)
     others = logits.float().scatter(1, index, -torch.inf)
@@ -578,7 +582,7 @@ class Co2SPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    # A student calls submodules of its backbone's layers directly, so it is the smallest unit to shard or to place.
+    # A student calls submodules of backbone layers directly. Therefore a student must not be split over devices.
     _no_split_modules = ["Co2SStudent"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -586,12 +590,12 @@ class Co2SPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Initialise all weights outside the backbones, which initialise themselves; layers as PyTorch does."""
+        """Initialise the weights outside the backbones. Layers get PyTorch's default initialisation."""
         if isinstance(module, Co2SClipBackbone):
             init.normal_(module.visual_projection.weight, std=self.config.clip_config.hidden_size**-0.5)
         elif isinstance(module, Co2STextGuidance):
-            # Orthogonal directions keep the classes apart until text embeddings are set. Computed in float32, because
-            # PyTorch cannot orthogonalise half precision.
+            # Orthogonal vectors distinguish the classes until text embeddings are set. They are computed in float32,
+            # because PyTorch cannot orthogonalise in half precision.
             directions = torch.empty_like(module.embeddings, dtype=torch.float32)
             init.copy_(module.embeddings, nn.init.orthogonal_(directions))
         elif isinstance(module, Co2SQueryGuidance):
@@ -606,7 +610,7 @@ class Co2SPreTrainedModel(PreTrainedModel):
 
 
 class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
-    """Two students and the fusion of their predictions.
+    """Semantic segmentation with two students and the fusion of their predictions.
 
     Example:
 
@@ -643,8 +647,8 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
                 `config.image_std`. Any height and width of at least 1.
             labels: (batch, height, width), class indices. The loss leaves out pixels with the label
                 `config.semantic_loss_ignore_index`.
-            fusion: Fusion rule of this call; `config.fusion` when left out.
-            output_hidden_states: Also return the hidden states of the backbones.
+            fusion: Fusion rule of this call. None: `config.fusion`.
+            output_hidden_states: Also return the hidden states of the backbones. None: the value in the configuration.
             output_attentions: Also return the attention weights of the backbones. Needs
                 `attn_implementation="eager"`.
 
@@ -652,7 +656,7 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
             A [`Co2SSemanticSegmenterOutput`] with logits at the input's size.
 
         Raises:
-            ValueError: A shape, the name of the fusion or the attention implementation does not fit.
+            ValueError: A shape, the name of the fusion rule or the attention implementation is wrong.
         """
         fusion = self.config.fusion if fusion is None else fusion
         if fusion not in FUSIONS:
@@ -691,23 +695,23 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
         perturbed_samples: torch.Tensor | slice | None = None,
         perturb: Callable[[torch.Tensor], torch.Tensor] = F.dropout2d,
     ) -> dict[str, torch.Tensor]:
-        """Compute the logits of each student by itself, without fusion.
+        """Compute the logits of each student, without fusion.
 
-        Several views of the same images need one pass through a backbone: concatenate them along the batch.
+        To compute several views in one pass through each backbone, concatenate them along the batch dimension.
 
         Args:
             pixel_values: (batch, channels, height, width), normalised as for [`forward`].
             students: Names of the students to compute.
             perturbed_samples: Indices or slice of the samples to decode a second time, from perturbed features
-                (UniMatch, arXiv 2208.09910). Their logits follow the others along the batch.
+                (UniMatch, arXiv 2208.09910). Their logits follow the other logits along the batch dimension.
             perturb: Function that perturbs each feature map (samples, channels, h, w). The default drops whole
                 channels with probability 0.5.
 
         Returns:
-            For every student, logits (batch + perturbed samples, classes, height, width), with gradients.
+            Name of each student -> logits (batch + perturbed samples, classes, height, width), with gradients.
 
         Raises:
-            ValueError: The shape or type of `pixel_values` or a student's name does not fit.
+            ValueError: The shape or type of `pixel_values`, or the name of a student, is wrong.
         """
         self._check_images(pixel_values)
         if unknown := [name for name in students if name not in STUDENTS]:
@@ -743,7 +747,7 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
             )
 
     def freeze_backbones(self, train: str = "attention") -> "Co2SForSemanticSegmentation":
-        """Choose which parameters of the two backbones train. Decoders and queries always train.
+        """Choose which parameters of the backbones are trainable. Decoders and queries are always trainable.
 
         Args:
             train: "attention" (query, key, value and output projections of every layer, as in the paper), "none" or
@@ -757,8 +761,8 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
 
         Note:
             Some trainable parameters get no gradient: the query and key projections of CLIP's last feature layer,
-            because its features come from the value path alone, and everything above the last feature layers. Set
-            `find_unused_parameters=True` under DistributedDataParallel.
+            because its features come only from the value path; and all layers above the last feature layers. Set
+            `find_unused_parameters=True` with DistributedDataParallel.
         """
         if train not in ("attention", "none", "all"):
             raise ValueError(f"`train` is '{train}'; choose attention, none or all.")
@@ -781,24 +785,23 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
         """Change the classes by their text. The CLIP student can segment new classes without training.
 
         Classes that keep their name keep their learnable query. New classes get random queries, which must be trained
-        first: `config.fusion` becomes "clip" when there are any. The queries become a new parameter, so create
-        optimizers afterwards.
+        before the DINOv3 student can predict them. Therefore `config.fusion` becomes "clip" if there are new classes.
+        The queries become a new parameter, so create optimizers afterwards.
 
         Args:
             class_concepts: Concepts of every class. The order of the classes is the new label order.
-            text_embeddings: (classes, `config.clip_config.projection_dim`). Left out, the concepts are encoded.
-            text_encoder: Hub name or local folder of the CLIP model to encode with; `config.text_encoder` when left
-                out.
-            palette: One RGB colour per class. Left out, the palette is kept if the classes are the same as before, and
-                dropped otherwise.
-            load_kwargs: Passed to the text encoder's `from_pretrained` (`token`, `revision`, ...).
+            text_embeddings: (classes, `config.clip_config.projection_dim`). None: encode the concepts.
+            text_encoder: Hub name or local folder of the CLIP model to encode with. None: `config.text_encoder`.
+            palette: One RGB colour per class. None: keep the palette if the classes are the same as before, else drop
+                it.
+            load_kwargs: Arguments for `from_pretrained` of the text encoder (`token`, `revision`, ...).
 
         Returns:
             The model itself.
 
         Raises:
-            ValueError: There are neither embeddings nor a text encoder, the embeddings do not fit, or the model has
-                adapters already.
+            ValueError: There are neither embeddings nor a text encoder, the embeddings have a wrong shape, or the
+                model already has adapters.
             OSError: The text encoder cannot be loaded.
         """
         if getattr(self, "_hf_peft_config_loaded", False):
@@ -808,7 +811,7 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
         old_labels = [self.config.id2label[index] for index in range(self.config.num_labels)]
         labels = list(class_concepts)
         new_labels = [label for label in labels if label not in old_labels]
-        # Validate a copy, so that a refused change leaves the model as it was.
+        # Validate a copy, so that the model does not change if the validation fails.
         config = copy.deepcopy(self.config)
         config.text_encoder = text_encoder or config.text_encoder
         config.id2label = dict(enumerate(labels))
@@ -826,16 +829,16 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
         self.clip.guidance.embeddings = text_embeddings.detach().to(self.clip.guidance.embeddings).clone()
         for name in ("text_encoder", "id2label", "label2id", "class_concepts", "palette", "fusion"):
             setattr(self.config, name, getattr(config, name))
-        self._has_new_queries = labels != old_labels  # then an adapter must contain the queries
+        self._has_new_queries = labels != old_labels  # an adapter must then contain the queries
         if new_labels:
             logger.warning(
-                f"The DINOv3 student is not trained on {new_labels}, so `config.fusion` is now 'clip'. Train the "
+                f"The DINOv3 student is not yet trained on {new_labels}, so `config.fusion` is now 'clip'. Train the "
                 "model on these classes before using another fusion."
             )
         return self
 
     def _set_queries(self, old_labels: list[str], labels: list[str]):
-        """Replace the queries: those of known classes move to their new index, the others are random."""
+        """Replace the queries. Old classes keep their queries, at their new index; new classes get random ones."""
         old_queries = self.dinov3.guidance.queries
         queries = torch.randn(len(labels), old_queries.shape[1]) * self.config.initializer_range
         queries = queries.to(old_queries)
@@ -862,17 +865,17 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
     ) -> "Co2SForSemanticSegmentation":
         """Build a model for training from pretrained backbones, with randomly initialised decoders and queries.
 
-        Each backbone keeps its own activation, epsilon and image statistics. Feature layers default to the paper's,
-        or to the same relative depth if a backbone does not have 12 layers. Once saved, the model loads without the
-        repositories of the backbones.
+        Each backbone keeps its own activation, epsilon and image statistics. The default feature layers are those of
+        the paper; in a backbone that does not have 12 layers, they have the same relative depth. A saved model loads
+        without the repositories of the backbones.
 
         Args:
             clip: Hub name or local folder of a complete CLIP model (vision and text, projections, tokenizer).
-            dinov3: Hub name or local folder of a DINOv3 ViT. If it contains "sat493m", the image statistics of the
-                satellite weights are used.
+            dinov3: Hub name or local folder of a DINOv3 ViT. If the name contains "sat493m", the image statistics of
+                the satellite weights are used.
             id2label: Class names by index.
-            class_concepts: Concepts of every class; the class's own name when left out.
-            text_embeddings: (classes, projection width), in label order. Left out, the concepts are encoded.
+            class_concepts: Concepts of every class. None: the name of the class.
+            text_embeddings: (classes, projection width), in label order. None: encode the concepts.
             clip_revision: Commit, branch or tag of the CLIP repository.
             dinov3_revision: Commit, branch or tag of the DINOv3 repository.
             token: Access token for gated or private repositories.
@@ -881,17 +884,17 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
             config_kwargs: Further fields of [`Co2SConfig`].
 
         Returns:
-            The model in evaluation mode. The parameters that the paper trains are trainable (`freeze_backbones`).
+            The model in evaluation mode, with the trainable parameters of the paper (see `freeze_backbones`).
 
         Raises:
-            OSError: A backbone cannot be loaded. The message names it and the remedy.
+            OSError: A backbone cannot be loaded. The message contains its name and the remedy.
             TypeError: A keyword is not a field of the configuration.
             StrictDataclassError: The backbones and the other fields do not fit together.
         """
         if unknown := set(config_kwargs) - (set(cls.config_class.__dataclass_fields__) - {"dtype"}):
             raise TypeError(
-                f"from_backbones() got {sorted(unknown)}, which are no fields of Co2SConfig. (For another precision "
-                "call `model.to(dtype)` afterwards.)"
+                f"from_backbones() got {sorted(unknown)}, which are not fields of Co2SConfig. For another precision, "
+                "call `model.to(dtype)` afterwards."
             )
         load_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         clip_kwargs = {**load_kwargs, "revision": clip_revision}
@@ -929,7 +932,7 @@ def _encode_classes(config: Co2SConfig, **load_kwargs) -> torch.Tensor:
     """Encode the concepts of a configuration with its text encoder, (classes, projection width)."""
     if config.text_encoder is None:
         raise ValueError(
-            "The CLIP model that encodes class text is unknown (`config.text_encoder` is None). Pass `text_encoder` "
+            "There is no CLIP model to encode the class text (`config.text_encoder` is None). Pass `text_encoder` "
             "(Hub name or local folder of the CLIP model that this model was built from) or `text_embeddings`."
         )
     return encode_class_concepts(config.class_concepts, config.text_encoder, **load_kwargs)
@@ -945,7 +948,7 @@ def _check_text_embeddings(text_embeddings: torch.Tensor, config: Co2SConfig):
 
 
 def _scale_layers(layers: tuple[int, ...], num_hidden_layers: int) -> list[int]:
-    """Convert layers of a 12-layer backbone to the same relative depth in another one."""
+    """Convert layers of a backbone of 12 layers to the same relative depth in another backbone."""
     return [round(layer * (num_hidden_layers - 1) / 11) for layer in layers]
 
 

@@ -20,7 +20,7 @@ def encode_class_concepts(class_concepts: dict[str, list[str]], text_encoder: st
         class_concepts: Concepts of every class, in label order. Each concept becomes the prompt "a photo of a
             {concept}".
         text_encoder: Hub name or local folder of a CLIP model with text encoder, text projection and tokenizer.
-        kwargs: Passed to `from_pretrained` (`revision`, `token`, ...).
+        kwargs: Arguments for `from_pretrained` (`revision`, `token`, ...).
 
     Returns:
         Tensor (classes, projection width), float32, rows of length 1, without gradients.
@@ -35,7 +35,7 @@ def encode_class_concepts(class_concepts: dict[str, list[str]], text_encoder: st
     with _explain_failure(text_encoder, "CLIP's tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(text_encoder, **kwargs)
     if len(tokenizer) != model.config.vocab_size:
-        # Without tokenizer files transformers returns an empty tokenizer, which encodes all words alike.
+        # If the tokenizer files are missing, transformers returns an empty tokenizer, which encodes all words alike.
         raise OSError(
             f"The tokenizer in '{text_encoder}' has {len(tokenizer)} tokens, but the text encoder has "
             f"{model.config.vocab_size}. Save the tokenizer's files beside the weights: "
@@ -48,22 +48,22 @@ def encode_class_concepts(class_concepts: dict[str, list[str]], text_encoder: st
 
 
 def load_pretrained(model_class: type[PreTrainedModel], name_or_path: str, role: str, **kwargs) -> PreTrainedModel:
-    """Load a pretrained model in float32 and evaluation mode, and require all of its weights.
+    """Load a pretrained model in float32 and evaluation mode. Refuse it if weights are missing.
 
     Args:
         model_class: transformers class of the model.
         name_or_path: Hub name or local folder.
         role: Name of the model in error messages ("CLIP's text encoder").
-        kwargs: Passed to `from_pretrained` (`revision`, `token`, ...).
+        kwargs: Arguments for `from_pretrained` (`revision`, `token`, ...).
 
     Returns:
         The model.
 
     Raises:
-        OSError: The repository is missing, gated or out of reach, or lacks weights of the model.
+        OSError: The repository is missing, gated or cannot be reached, or weights of the model are missing.
     """
     verbosity = logging.get_verbosity()
-    # A CLIP model holds an image and a text half. Do not warn that the half which is not loaded is unexpected.
+    # A CLIP model consists of a vision and a text part, and only one is loaded. Suppress the warning about the other.
     logging.set_verbosity_error()
     try:
         with _explain_failure(name_or_path, role):
@@ -82,14 +82,14 @@ def load_pretrained(model_class: type[PreTrainedModel], name_or_path: str, role:
 
 @contextmanager
 def _explain_failure(name_or_path: str, role: str) -> Iterator[None]:
-    """Add the remedy to the error of a failed download or read."""
+    """Add the remedy to the error of a failed download or a failed read."""
     try:
         yield
     except OSError as error:
         raise OSError(
             f"Cannot load {role} from '{name_or_path}'. If it is a Hub repository, check its name. If the repository "
             f"is gated, accept its terms at https://huggingface.co/{name_or_path} and log in with `hf auth login`. "
-            f"Without network access, pass a local folder instead. The library reports: {error}"
+            f"Without network access, pass a local folder instead. transformers reports: {error}"
         ) from error
 
 

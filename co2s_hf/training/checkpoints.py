@@ -1,4 +1,4 @@
-"""What a run writes to continue later: checkpoints, the record of its options, and the trained model."""
+"""Write and check the files of a run: checkpoints, the record of its options, and the trained model."""
 
 import json
 import platform
@@ -22,12 +22,12 @@ from .evaluation import Evaluation
 from .options import TrainingOptions
 
 
-RECORD = "arguments.json"  # saved models have a copy, training.json
+RECORD = "arguments.json"  # saved models contain the same facts in training.json
 CHECKPOINTS_KEPT = 2
-# Everything that a run writes into its folder, and `overwrite_output_dir` removes. TensorBoard writes co2s_hf/.
+# Everything that a run writes into its folder; `overwrite_output_dir` removes it. TensorBoard writes co2s_hf/.
 WRITTEN = ("checkpoints", "model", "best_model", "adapter", "best_adapter", "merged", "splits", "co2s_hf")
 WRITTEN += (RECORD, "log.jsonl", "metrics.json", "metrics_before.json", "predictions.png", "curves.png")
-# Options that do not change what is computed, so a resumed run may change them.
+# Options that do not change the trained weights. A resumed run may change them.
 MAY_CHANGE = {"resume_from_checkpoint", "overwrite_output_dir", "output_dir", "dataloader_num_workers"}
 MAY_CHANGE |= {"eval_steps", "eval_epochs", "report_to", "measure_pseudo_labels"}
 LIBRARIES = ("torch", "transformers", "accelerate", "kornia")
@@ -39,13 +39,13 @@ def save_model(
     folder: str | Path,
     evaluation: Evaluation | None = None,
 ):
-    """Write model and image processor into one folder for `from_pretrained`; the folder appears when it is complete.
+    """Write model and image processor into one folder for `from_pretrained`. The folder appears when it is complete.
 
     Args:
-        model: Not wrapped by Accelerate.
-        image_processor: Of the model.
-        folder: An existing folder is replaced.
-        evaluation: Written as metrics.json.
+        model: The model, without Accelerate's wrapper.
+        image_processor: Image processor of the model.
+        folder: Folder to create or replace.
+        evaluation: Results to write as metrics.json. None: write no metrics.json.
     """
     with written_beside(folder) as target:
         model.save_pretrained(target)
@@ -55,9 +55,15 @@ def save_model(
 
 
 def save_checkpoint(accelerator: Accelerator, root: Path, step: int, keep: int = CHECKPOINTS_KEPT):
-    """Save weights, optimizer and schedule after a step as `root/step-<step>`. Every process must call this.
+    """Save weights, optimizer, schedule and random states as `root/step-<step>`. Every process must call this.
 
-    The folder appears when every process has written its part. Then all but the last `keep` checkpoints are removed.
+    The folder appears when every process has written its part. Then older checkpoints are removed.
+
+    Args:
+        accelerator: Accelerate's state of the run.
+        root: Folder of all checkpoints of the run.
+        step: Number of steps done.
+        keep: Number of checkpoints to keep, this one included.
     """
     folder = root / f"step-{step:07d}"
     unfinished = root / f".unfinished-{step:07d}"
@@ -78,7 +84,12 @@ def save_checkpoint(accelerator: Accelerator, root: Path, step: int, keep: int =
 def find_checkpoint(root: Path, name: str | None) -> Path | None:
     """Return the checkpoint to resume from.
 
-    For "last" this is the newest one below `root`, for a path that one, and for None it is None.
+    Args:
+        root: Folder of all checkpoints of the run.
+        name: "last" for the newest checkpoint in `root`, or the path of any checkpoint. None: do not resume.
+
+    Returns:
+        Path of the checkpoint. None if `name` is None.
 
     Raises:
         UserFileNotFoundError: There is no such checkpoint.
@@ -92,7 +103,7 @@ def find_checkpoint(root: Path, name: str | None) -> Path | None:
     folder = Path(name)
     if not (folder.is_dir() and folder.name.startswith("step-")):
         raise UserFileNotFoundError(
-            f"'{folder}' is no checkpoint; give 'last' or a folder such as {root / 'step-0000200'}."
+            f"'{folder}' is not a checkpoint; give 'last' or a folder such as {root / 'step-0000200'}."
         )
     return folder
 
@@ -103,7 +114,7 @@ def checkpoint_step(folder: Path) -> int:
 
 
 def is_in_run(checkpoint: Path | None, output_dir: Path) -> bool:
-    """Return whether the checkpoint belongs to the run in a folder, which is then continued there."""
+    """Return whether a checkpoint belongs to the run in the output folder. That run is then continued in place."""
     return checkpoint is not None and checkpoint.resolve().parent.parent == output_dir.resolve()
 
 
@@ -115,15 +126,15 @@ def make_record(
     command: Sequence[str],
     is_drawn: bool,
 ) -> dict:
-    """Collect everything that is needed to repeat a run, in the form that JSON gives back.
+    """Collect everything that is needed to repeat a run, in types that JSON keeps.
 
     Args:
-        options: Of the run, without None where a default applies.
-        data_options: Of its data.
+        options: Options of the run, with all defaults filled in.
+        data_options: Options of the data.
         data: The opened data.
-        accelerator: Of the run.
+        accelerator: Accelerate's state of the run.
         command: Words of the command line after the program's name, such as ["train", "--seed", "1"].
-        is_drawn: This package drew the images.
+        is_drawn: The images are scenes that this package drew.
     """
     facts = {"name": data_options.data_name, "id": data_options.dataset_id, "partition": data_options.partition}
     facts |= {"is_drawn": is_drawn} | {f"num_{name}": len(lines) for name, lines in data.lists.items()}
@@ -138,7 +149,7 @@ def make_record(
         "versions": {name: version(name) for name in ("co2s_hf", *LIBRARIES)} | {"python": platform.python_version()},
         "git_revision": _git_revision(),
     }
-    return json.loads(json.dumps(record))  # tuples become lists, as in the saved record that it is compared with
+    return json.loads(json.dumps(record))  # tuples become lists, as in the saved record, with which it is compared
 
 
 def check_output_dir(options: TrainingOptions):
@@ -157,24 +168,25 @@ def check_output_dir(options: TrainingOptions):
 
 
 def check_same_run(checkpoint: Path, record: dict) -> dict:
-    """Refuse to resume a run whose options, image sets or number of processes were different.
+    """Refuse to resume a run with other options, other sets of images or another number of processes.
 
     Args:
-        checkpoint: Folder in `checkpoints/` of that run.
-        record: Of the run that resumes.
+        checkpoint: Checkpoint of the earlier run, in its `checkpoints/`.
+        record: Record of the present run, see [`make_record`].
 
     Returns:
-        The record of the run that is resumed.
+        The record of the earlier run.
 
     Raises:
         UserFileNotFoundError: The checkpoint is not in the folder of a run.
-        UserValueError: Lists the differences.
+        UserValueError: The runs differ. The message lists the differences.
     """
     output_dir = checkpoint.resolve().parent.parent
     path = output_dir / RECORD
     if not path.exists():
         raise UserFileNotFoundError(
-            f"'{path}' does not exist. Leave '{checkpoint}' in the checkpoints/ of its run, and resume it there."
+            f"'{path}' does not exist, so '{checkpoint}' is not in the folder of its run. Move the checkpoint back "
+            "into the checkpoints/ of that run."
         )
     saved = json.loads(path.read_text(encoding="utf-8"))
     before, now = ({**r["arguments"], **{n: r[n] for n in ("num_processes", "data_hash")}} for r in (saved, record))
@@ -191,7 +203,7 @@ def check_same_run(checkpoint: Path, record: dict) -> dict:
 
 
 def start_output(options: TrainingOptions, data: Source, record: dict):
-    """Create the output folder, remove the results of an earlier run, and write the record and the sets' lists."""
+    """Create the output folder, remove the results of an earlier run, and write the record and the sets."""
     output_dir = Path(options.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     for path in (output_dir / name for name in WRITTEN):
@@ -205,7 +217,7 @@ def start_output(options: TrainingOptions, data: Source, record: dict):
 
 
 def _git_revision() -> str | None:
-    """Return the commit of this package, "-dirty" if files differ from it; None without a repository or git."""
+    """Return the git commit of this package, with "-dirty" if files were changed; None without git or a repository."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)

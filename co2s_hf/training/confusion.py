@@ -1,11 +1,11 @@
-"""The confusion matrix that all segmentation scores are computed from. Its size does not depend on the data."""
+"""The confusion matrix, from which all segmentation scores are computed."""
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 
 
-# Method of ConfusionMatrix -> name of the metric for people. Every table, card and metric uses this list.
+# Method of ConfusionMatrix -> title of the metric. All tables, cards and metrics use this dictionary.
 METRICS = {
     "mean_iou": "mean IoU",
     "mean_iou_paper": "mean IoU (paper's convention: absent classes count as 0)",
@@ -15,7 +15,7 @@ METRICS = {
 
 
 class ConfusionMatrix:
-    """Counts of (true class, predicted class) over the pixels that have a class.
+    """Number of pixels of each true class (row) and predicted class (column). Ignored pixels are not counted.
 
     Args:
         num_labels: Number of classes.
@@ -27,15 +27,19 @@ class ConfusionMatrix:
         self.counts = torch.zeros(num_labels, num_labels, dtype=torch.int64)
 
     def update(self, predictions: torch.Tensor, labels: torch.Tensor):
-        """Add predictions and labels of the same shape, integer class indices.
+        """Count the pixels of label maps.
+
+        Args:
+            predictions: Predicted class indices, any shape.
+            labels: True class indices or `ignore_index`, same shape.
 
         Raises:
-            ValueError: The shapes differ, or a value is no class.
+            ValueError: The shapes differ, or a value is not a class.
         """
         if predictions.shape != labels.shape:
             raise ValueError(
                 f"Predictions have the shape {tuple(predictions.shape)} and labels {tuple(labels.shape)}; they must "
-                "agree."
+                "be the same."
             )
         kept = labels != self.ignore_index
         labels, predictions = labels[kept].long(), predictions[kept].long()
@@ -57,7 +61,7 @@ class ConfusionMatrix:
         return matrix
 
     def iou(self) -> torch.Tensor:
-        """Return intersection over union per class, 0 to 1; NaN for a class that occurs nowhere."""
+        """Return the intersection over union (classes,), 0 to 1; NaN for a class that occurs nowhere."""
         intersection = self.counts.diag().double()
         return intersection / (self.counts.sum(dim=0) + self.counts.sum(dim=1) - self.counts.diag())
 
@@ -70,11 +74,11 @@ class ConfusionMatrix:
         return self.iou().nan_to_num(nan=0.0).mean().item()
 
     def accuracy(self) -> float:
-        """Return the share of the pixels that are right, 0 to 1; NaN without pixels."""
+        """Return the share of pixels with the right prediction, 0 to 1; NaN without pixels."""
         return (self.counts.diag().sum() / self.counts.sum()).item()
 
     def f1(self) -> torch.Tensor:
-        """Return the F1 score (Dice) per class, 0 to 1; NaN for a class that occurs nowhere."""
+        """Return the F1 score (Dice) (classes,), 0 to 1; NaN for a class that occurs nowhere."""
         return 2 * self.counts.diag().double() / (self.counts.sum(dim=0) + self.counts.sum(dim=1))
 
     def mean_f1(self) -> float:

@@ -1,4 +1,4 @@
-"""Measure a model on labelled images: confusion matrices, and the scores that a table, a card and a tracker show."""
+"""Measure a model on labelled images: confusion matrices, scores and example predictions."""
 
 import json
 import math
@@ -25,14 +25,14 @@ from .confusion import METRICS, ConfusionMatrix
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of one predictor, each 0 to 1.
+    """The scores of one predictor (a student, or the fusion), each 0 to 1.
 
     Args:
         mean_iou: Mean IoU over the classes that occur in the labels or in the predictions.
         mean_iou_paper: Mean IoU over all classes; a class that occurs nowhere counts as 0 (the paper's convention).
         mean_f1: Mean F1 over the classes that occur.
-        accuracy: Share of the labelled pixels that are right.
-        iou, f1: Per class; None for a class that occurs nowhere.
+        accuracy: Share of the labelled pixels with the right prediction.
+        iou, f1: Class name -> score; None for a class that occurs nowhere.
     """
 
     mean_iou: float
@@ -56,20 +56,20 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation found, and on what.
+    """The results of one evaluation, with the data and the settings.
 
     Args:
-        data: Name of the data for people.
+        data: Name of the data in tables and cards.
         dataset_id: The data set's name on the Hub; None for local data.
-        data_hash: Twelve digits that identify the sets of images.
+        data_hash: Hexadecimal digits that identify the sets of images.
         num_images: Number of validation images.
         crop_size: Side of the windows in pixels.
-        fusion: How the students were fused.
-        flip: Whether predictions were averaged with those of the mirrored images.
-        scores: "clip", "dinov3" (those that the model has) and "fused" -> their scores.
+        fusion: How the students were fused, one of [`FUSIONS`].
+        flip: The predictions were averaged with those of the mirrored images.
+        scores: "clip", "dinov3" (the students that the fusion uses) and "fused" -> scores.
         largest_class_mean_iou: Mean IoU of predicting the most frequent class everywhere.
-        step: Training steps done; None outside a training.
-        checkpoint: The evaluated model's name; None inside a training.
+        step: Number of training steps done; None outside a training.
+        checkpoint: Folder or Hub name of the evaluated model; None during a training.
         is_best: The model was selected by its result on these images.
         confusion: Confusion matrix of the fused prediction. It is not written to JSON.
     """
@@ -89,27 +89,27 @@ class Evaluation:
     confusion: ConfusionMatrix | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict:
-        """The JSON form, as in metrics.json: the facts, and one dictionary of scores per predictor."""
+        """Return the content of metrics.json: the facts, and one dictionary of scores per predictor."""
         facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("scores", "confusion")}
         facts = {name: value for name, value in facts.items() if value is not None or name == "dataset_id"}
         return facts | {name: asdict(scores) for name, scores in self.scores.items()}
 
     @classmethod
     def from_dict(cls, content: dict) -> "Evaluation":
-        """Read the JSON form."""
+        """Make an evaluation from the content of metrics.json."""
         names = {f.name for f in fields(cls)}
         facts = {name: value for name, value in content.items() if name in names}
         return cls(**facts, scores={name: Scores(**content[name]) for name in content if name not in names})
 
     @classmethod
     def read(cls, path: str | Path) -> "Evaluation":
-        """Read a metrics.json."""
+        """Read a file metrics.json."""
         return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
     def table(self) -> str:
-        """Format IoU per class, then the means, in per cent, with a column per predictor.
+        """Format the IoU of every class, then the means, in per cent, with one column per predictor.
 
-        A class that occurs nowhere has '-'.
+        A class that occurs nowhere gets '-'.
         """
         labels = list(self.scores["fused"].iou)
         short = {name: text.partition(" (")[0] for name, text in METRICS.items()}
@@ -136,15 +136,15 @@ def evaluate(
     flip: bool = False,
     **facts,
 ) -> Evaluation:
-    """Evaluate a model on the validation images and print nothing. Every process must call this.
+    """Evaluate a model on the validation images. Every process must call this.
 
     Args:
-        model: Not wrapped by Accelerate. It is in evaluation mode for the time of the call.
-        image_processor: Of the model.
-        data: Its validation images are used.
-        options: What the data was opened with.
+        model: The model, without Accelerate's wrapper. It is in evaluation mode during the call.
+        image_processor: Image processor of the model.
+        data: The opened data. Only the validation images are used.
+        options: Options that the data was opened with.
         crop_size: Side of a window in pixels.
-        accelerator: Shares the images among its processes.
+        accelerator: Accelerate's state. The images are divided among its processes.
         flip: Average with the predictions for the mirrored images.
         facts: `step` or `checkpoint` of the [`Evaluation`].
     """
@@ -174,18 +174,18 @@ def confusion_matrices(
     accelerator: Accelerator,
     flip: bool = False,
 ) -> dict[str, ConfusionMatrix]:
-    """Predict every sample once, by sliding windows, with the samples shared among the processes.
+    """Predict every sample once, by sliding windows. The samples are divided among the processes.
 
     Args:
-        model: Not wrapped by Accelerate.
-        image_processor: Of the model.
-        samples: With labels.
+        model: The model, without Accelerate's wrapper.
+        image_processor: Image processor of the model.
+        samples: Images with label maps.
         crop_size: Side of a window in pixels.
-        accelerator: Of the run.
+        accelerator: Accelerate's state.
         flip: Average with the predictions for the mirrored images.
 
     Returns:
-        For each of [`predictors`] a confusion matrix over the samples of all processes.
+        Name of each of the [`predictors`] -> confusion matrix over the samples of all processes.
     """
     was_training = model.training
     model.eval()
@@ -211,7 +211,7 @@ def predict_examples(
     crop_size: int,
     flip: bool = False,
 ) -> list[Example]:
-    """Predict labelled samples for a figure: true labels, both students, the fused prediction and its confidence."""
+    """Predict labelled samples for a figure: true labels, each student, the fused prediction and its confidence."""
     was_training = model.training
     model.eval()
     examples = []
@@ -231,9 +231,9 @@ def write_evaluation(folder: str | Path, evaluation: Evaluation, examples: list[
 
     Args:
         folder: Folder to write into; it is created if necessary.
-        evaluation: What was measured, with its confusion matrix.
-        examples: Images to show.
-        config: Of the model.
+        evaluation: Results to write, with the confusion matrix.
+        examples: Images and predictions to draw, see [`predict_examples`].
+        config: Configuration of the model.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -244,12 +244,12 @@ def write_evaluation(folder: str | Path, evaluation: Evaluation, examples: list[
 
 
 def predictors(config: Co2SConfig) -> tuple[str, ...]:
-    """The names of a model's predictions: the students that its fusion uses, and "fused"."""
+    """Return the names of a model's predictions: the students that its fusion uses, and "fused"."""
     return (*((config.fusion,) if config.fusion in STUDENTS else STUDENTS), "fused")
 
 
 def largest_class_mean_iou(matrix: ConfusionMatrix) -> float:
-    """Mean IoU of predicting the most frequent class everywhere: the least that a model must exceed."""
+    """Compute the mean IoU of predicting the most frequent class everywhere, as a baseline for models."""
     pixels = matrix.counts.sum(dim=1)
     return (pixels.max() / pixels.sum() / (pixels > 0).sum()).item()
 

@@ -1,4 +1,4 @@
-"""Log a training run: mean losses, coverage of the pseudo-labels, speed, memory, and warnings."""
+"""Log a training run: mean losses, coverage of the pseudo-labels, speed, memory and warnings."""
 
 import json
 import sys
@@ -17,17 +17,17 @@ from ..utils.errors import UserError
 from ..utils.files import write_text
 
 
-# Measurements of the machine. Everything else in a log line is the same when a run is repeated.
+# Measurements of the machine. The other values of a log line are the same when a run is repeated.
 MEASURED = ("images_per_second", "peak_memory_gb")
 
 
 class Logbook:
-    """Average the losses of several steps, then print them, write them to `log.jsonl` and send them to the trackers.
+    """Average the losses of several steps, print them, write them to `log.jsonl` and send them to the trackers.
 
     Args:
-        accelerator: Of the run; the means are over its processes.
+        accelerator: Accelerate's state of the run. The means are over all its processes.
         path: The log file, with one JSON object per line.
-        id2label: Class names, for the values per class.
+        id2label: Class names by index, for the values per class.
     """
 
     def __init__(self, accelerator: Accelerator, path: Path, id2label: dict[int, str]):
@@ -36,13 +36,13 @@ class Logbook:
         self.covered = {student: set() for student in STUDENTS}
 
     def add(self, losses: dict[str, torch.Tensor], images: int):
-        """Add the losses of one batch of `images` images (of all processes together)."""
+        """Add the losses of one batch. `images` is the number of its images on all processes together."""
         self.entries.append({name: value.detach() for name, value in losses.items()})
         self.images += images
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop the clock of the throughput, for an evaluation or while a checkpoint is saved."""
+        """Leave out the time of an evaluation or of saving a checkpoint from the images per second."""
         start = time.perf_counter()
         yield
         self.started += time.perf_counter() - start
@@ -52,7 +52,7 @@ class Logbook:
         if not self.entries:  # every step was skipped
             return
         means = self._means()
-        # The mean is the share of such batches; show their number.
+        # The mean of `without_labels` is a share of batches; report their number instead.
         batches = len(self.entries) * self.accelerator.num_processes
         means["batches_without_labels"] = round(means.pop("without_labels") * batches)
         seconds = time.perf_counter() - self.started
@@ -65,7 +65,7 @@ class Logbook:
             return
         tqdm.write(self._summary(step, means))
         self._warn_of_vanished_classes(step, means)
-        # A resumed run replaces the lines that follow its checkpoint.
+        # A resumed run replaces the lines that were written after its checkpoint.
         lines = [line for line in read_log(self.path) if line["step"] < step]
         lines.append({"step": step, "learning_rates": learning_rates, **means})
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
@@ -73,7 +73,7 @@ class Logbook:
         self.accelerator.log(flatten(means) | rates, step=step)
 
     def _means(self) -> dict[str, float | dict[str, float]]:
-        names = dict.fromkeys(name for entry in self.entries for name in entry)  # warm-up steps have fewer
+        names = dict.fromkeys(name for entry in self.entries for name in entry)  # warm-up steps have fewer losses
         means = {
             name: torch.stack([entry[name] for entry in self.entries if name in entry]).float().mean(dim=0)
             for name in names
@@ -102,7 +102,7 @@ class Logbook:
         return "  ".join([*parts, f"{means['images_per_second']:.1f} images/s"])
 
     def _warn_of_vanished_classes(self, step: int, means: dict):
-        """Warn when a class has no confident pseudo-labels any more: this is how such a training usually collapses."""
+        """Warn when a class no longer has confident pseudo-labels. A training usually collapses in this way."""
         for student, covered in self.covered.items():
             if coverage := means.get(f"{student}/coverage"):
                 now = {label for label, share in coverage.items() if share > 0}
@@ -120,21 +120,21 @@ class DivergenceError(UserError, FloatingPointError):
 
 
 class NonFiniteGuard:
-    """Skip a step whose loss is not finite; stop the run if the next step's loss is not finite either."""
+    """Skip a step if its loss is not finite. Stop the run if the loss of the next step is not finite either."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator, self.last_skipped = accelerator, -2
 
     def must_skip(self, loss: torch.Tensor, names: list[str], step: int) -> bool:
-        """Return whether to skip a step. Every process gets the same answer.
+        """Return whether to skip the current step. All processes return the same value.
 
         Args:
-            loss: Of this process's batch.
-            names: The images of this process's batch.
+            loss: Loss of the batch of this process, a scalar.
+            names: Names of the images in that batch.
             step: Number of steps done before.
 
         Raises:
-            DivergenceError: The step before was skipped, too.
+            DivergenceError: The previous step was skipped, too.
         """
         broken = self.accelerator.reduce((~torch.isfinite(loss.detach())).float(), reduction="sum").item() > 0
         if broken:
@@ -152,7 +152,7 @@ class NonFiniteGuard:
 
 
 def flatten(means: dict[str, float | dict[str, float]]) -> dict[str, float]:
-    """Turn {"a": 1, "b": {"c": 2}} into {"a": 1, "b/c": 2}, the form that trackers take."""
+    """Turn {"a": 1, "b": {"c": 2}} into {"a": 1, "b/c": 2}, the form that trackers accept."""
     flat = {}
     for name, value in means.items():
         flat |= {f"{name}/{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
@@ -160,7 +160,7 @@ def flatten(means: dict[str, float | dict[str, float]]) -> dict[str, float]:
 
 
 def read_log(path: Path) -> list[dict]:
-    """Read the lines of a log file; none if the file does not exist."""
+    """Read the lines of a log file. Return an empty list if the file does not exist."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 

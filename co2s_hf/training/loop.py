@@ -1,10 +1,10 @@
-"""The training loop: `setup` opens the data and builds everything, `train` runs the steps, `finish` saves the result.
+"""The training loop: `setup` opens the data and builds the model, `train` runs the steps, `finish` saves the result.
 
     run = setup(TrainingOptions(output_dir="outputs/mine"), DataOptions(data_dir="my_data"))
     trained = train(run)
     model = Co2SForSemanticSegmentation.from_pretrained(trained.folder)
 
-The output folder is not touched before `train` begins.
+`setup` writes nothing into the output folder; `train` does.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,14 +63,18 @@ def setup(
     config: Co2SConfig | None = None,
     command: Sequence[str] = (),
 ) -> Run:
-    """Open and check the data, build the model, and restore a checkpoint. The output folder stays as it is.
+    """Open and check the data, build the model, and restore a checkpoint. The output folder does not change.
 
     Args:
-        options: Options of the training. This function fills in the ones that are None, in place.
+        options: Options of the training. Options that are None get their defaults, in place.
         data_options: Options of the data. Without any source, scenes are drawn beside the output folder.
-        build: Builds the model for the data, in training mode. Only the parameters to be trained are unfrozen.
-        config: Of the trained model that is adapted: how it reads images, and its classes.
+        build: Function that builds the model for the data. It returns the model in training mode, and unfreezes only
+            the parameters to train.
+        config: Configuration of the trained model to adapt. It sets how images are read. None: train a new model.
         command: Words of the command line, for the record.
+
+    Returns:
+        The state of the run, for [`train`].
 
     Raises:
         UserError: An option, a file or the output folder cannot be used.
@@ -99,7 +103,7 @@ def setup(
     scheduler = polynomial_decay(optimizer, options.max_train_steps)
     first_item = num_images * (checkpoint_step(checkpoint) if checkpoint else 0)
     loader = make_loader(options, data, model.config, num_images, first_item, accelerator)
-    # Accelerate wraps the objective, because its forward computes all losses of a batch.
+    # Accelerate wraps the objective, not the model: the forward of the objective computes all losses of a batch.
     objective, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
     accelerator.register_for_checkpointing(scheduler)
     if checkpoint is not None:
@@ -124,11 +128,14 @@ def setup(
 
 
 def train(run: Run, evaluate_first: bool = False) -> Trained:
-    """Run all steps, evaluate, save, and return what was made. Every process must call this.
+    """Run all steps, evaluate and save. Every process must call this.
 
     Args:
         run: Made by [`setup`].
-        evaluate_first: Also evaluate before the first step, into metrics_before.json.
+        evaluate_first: Also evaluate before the first step, and write metrics_before.json.
+
+    Returns:
+        The folders and results of the training.
     """
     options, accelerator = run.options, run.accelerator
     begin(run)
@@ -142,7 +149,7 @@ def train(run: Run, evaluate_first: bool = False) -> Trained:
     bar = tqdm(desc="training", initial=done, total=total, disable=not accelerator.is_main_process)
     for index, batch in enumerate(run.loader, start=done * options.gradient_accumulation_steps):
         was_skipped = training_step(run, batch, index)
-        if not accelerator.sync_gradients:  # the step has more batches
+        if not accelerator.sync_gradients:  # the step is not complete: it has more batches
             continue
         done += 1
         bar.update()
@@ -152,7 +159,7 @@ def train(run: Run, evaluate_first: bool = False) -> Trained:
             run.logbook.write(done, {group["name"]: group["lr"] for group in run.optimizer.param_groups})
         run.scheduler.step()
         with run.logbook.paused():
-            if is_checkpoint and not was_skipped:  # after a skipped step the run may be about to stop
+            if is_checkpoint and not was_skipped:  # after a skipped step, the next step may stop the run
                 save_checkpoint(accelerator, run.output_dir / "checkpoints", done)
                 accelerator.print(f"Saved a checkpoint after step {done}.", flush=True)
             if options.eval_steps and done % options.eval_steps == 0 and not is_last:
@@ -165,18 +172,18 @@ def training_step(run: Run, batch: dict, index: int) -> bool:
     """Compute the losses of one batch and their gradients; after the last batch of a step, update the weights.
 
     Args:
-        run: The run.
+        run: State of the run.
         batch: Collated items of [`PairedViews`], on the device.
-        index: Number of the batch since the beginning of the training.
+        index: Number of batches since the beginning of the training.
 
     Returns:
-        Whether the step was skipped: the loss of one of its batches is not finite.
+        Whether the step is skipped, because the loss of one of its batches is not finite.
     """
     options, config = run.options, run.model.config
     step = index // options.gradient_accumulation_steps
-    # Feature dropout depends on the seed and the batch alone, and all processes draw the same numbers.
+    # Feature dropout depends only on the seed and the number of the batch. All processes draw the same numbers.
     torch.manual_seed(options.seed * options.max_train_steps * options.gradient_accumulation_steps + index)
-    # lambda rises after the warm-up, when the students have something to teach.
+    # lambda rises only after the warm-up. Before it, the predictions of the students are not reliable.
     semi_step, semi_steps = (n - options.supervised_warmup_steps for n in (step, options.max_train_steps))
     weight = stability_weight(max(semi_step, 0), semi_steps, options.stability_weight)
     with run.accelerator.accumulate(run.objective):
@@ -187,9 +194,9 @@ def training_step(run: Run, batch: dict, index: int) -> bool:
         else:
             run.logbook.add(losses, len(names) * run.accelerator.num_processes)
             run.accelerator.backward(losses["loss"])
-        if run.accelerator.sync_gradients and run.skips_step:  # one broken batch skips the whole step
+        if run.accelerator.sync_gradients and run.skips_step:  # one broken batch is enough to skip the whole step
             run.optimizer.zero_grad()  # without gradients, the update below changes nothing
-        # Before the last batch of a step, Accelerate's wrapper does nothing here.
+        # Accelerate's wrappers do nothing here before the last batch of a step.
         run.optimizer.step()
         run.optimizer.zero_grad()
     was_skipped = run.skips_step
@@ -199,7 +206,7 @@ def training_step(run: Run, batch: dict, index: int) -> bool:
 
 
 def begin(run: Run):
-    """Create the output folder, remove results of an earlier run from a new run's folder, and start the trackers."""
+    """Start the trackers. For a new run, first create the output folder and remove the results of an earlier run."""
     if run.accelerator.is_main_process and not is_in_run(run.checkpoint, run.output_dir):
         start_output(run.options, run.data, run.record)
     run.accelerator.wait_for_everyone()
@@ -210,7 +217,7 @@ def begin(run: Run):
 
 
 def measure(run: Run, step: int) -> Evaluation:
-    """Evaluate after a step, print the table, and keep the model if it is the best so far."""
+    """Evaluate after a step, print the table, and save the model if it is the best so far."""
     found = evaluate(
         run.model,
         run.image_processor,
@@ -230,7 +237,7 @@ def measure(run: Run, step: int) -> Evaluation:
 
 
 def finish(run: Run) -> Trained:
-    """Save and evaluate the trained model, and draw predictions and the losses' curves."""
+    """Save and evaluate the trained model, and draw its predictions and the curves of the losses."""
     accelerator, data, output_dir = run.accelerator, run.data, run.output_dir
     accelerator.print(training_size(run.model, run.optimizer))
     if accelerator.is_main_process:
@@ -247,7 +254,7 @@ def finish(run: Run) -> Trained:
         draw_predictions(shown, data.id2label, palette, output_dir / "predictions.png")
         print(f"Look at {output_dir / 'predictions.png'} and {output_dir / 'curves.png'}.")
     # Delete the DistributedDataParallel wrapper before the process group ends. Otherwise PyTorch with gloo may hang at
-    # exit.
+    # the end of the program.
     run.objective, run.optimizer, run.loader = accelerator.free_memory(run.objective, run.optimizer, run.loader)
     accelerator.end_training()
     best_folder = run.best_folder if run.best_folder.exists() else None
@@ -257,13 +264,13 @@ def finish(run: Run) -> Trained:
 def savable(run: Run) -> Co2SForSemanticSegmentation:
     """Return the model to save.
 
-    A run that saves an adapter keeps it separate. Any other run merges LoRA updates into the model.
+    `co2s finetune` saves the adapter alone. `co2s train --lora` merges the LoRA updates into the model.
     """
     return merged(run.model) if has_adapter(run.model) and run.options.saved_as == "model" else run.model
 
 
 def is_best(found: Evaluation, folder: Path) -> bool:
-    """Return whether the fused mean IoU exceeds that of the model in the folder."""
+    """Return whether the fused mean IoU is higher than that of the model in the folder, if there is one."""
     path = folder / "metrics.json"
     return not path.exists() or found.scores["fused"].mean_iou > Evaluation.read(path).scores["fused"].mean_iou
 

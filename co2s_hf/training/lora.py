@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685) for Co2S with peft: the layers to adapt, the modules to save whole, and merging."""
+"""LoRA (arXiv 2106.09685) for Co2S with peft: layers to update, modules to train as a whole, and merging."""
 
 import copy
 import re
@@ -11,7 +11,7 @@ from ..utils.errors import UserValueError
 from .options import LoraOptions
 
 
-# Linear layers of both backbones, by transformers' names; the decoders' layers have other names.
+# Names of linear layers in the backbones of transformers. The layers of the decoders have other names.
 _LAYER = r"(clip|dinov3)\.encoder\.vision_model\..*\."
 _ATTENTION = r"(self_attn|attention)\.(q_proj|k_proj|v_proj|out_proj|o_proj)"
 _MLP = r"mlp\.(fc1|fc2|gate_proj|up_proj|down_proj)"
@@ -26,15 +26,15 @@ def co2s_lora_config(
     train_queries: bool = True,
     **lora_kwargs,
 ) -> LoraConfig:
-    """Make a plain peft configuration for both students.
+    """Make a peft configuration for both students.
 
     Pass it to `model.add_adapter(...)`, which keeps the model's own methods, or to `peft.get_peft_model`.
 
     Args:
-        model: The base model; `targets` is checked against its layers.
+        model: The base model. At least one of its layers must match `targets`.
         rank: Rank of the updates.
         targets: "attention" (query, key, value and output projections of both backbones, which the paper trains),
-            "attention+mlp", or a regular expression for whole module names.
+            "attention+mlp", or a regular expression that matches whole module names.
         train_decoders: Train the decoders, too. The adapter then contains them.
         train_queries: Train the learnable queries, too. The adapter then contains them. New classes need this.
         lora_kwargs: Further fields of [`LoraConfig`]: `lora_alpha` (default: twice the rank), `lora_dropout`,
@@ -45,11 +45,11 @@ def co2s_lora_config(
         their own.
 
     Raises:
-        UserValueError: The rank is not positive, no layer of the model matches, or the classes were changed and their
-            queries are not trained.
+        UserValueError: The rank is below 1, no layer of the model matches, or the model has new classes and
+            `train_queries` is False.
     """
     if getattr(model, "_has_new_queries", False) and not train_queries:
-        raise UserValueError("The model has new classes, and the adapter must contain their queries: `train_queries`.")
+        raise UserValueError("The model has new classes, so their queries must be trained: `train_queries=True`.")
     if rank < 1:
         raise UserValueError(f"`rank` is {rank}; it must be at least 1.")
     pattern = TARGETS.get(targets, targets)
@@ -63,7 +63,7 @@ def co2s_lora_config(
         ) from error
     if not names:
         raise UserValueError(
-            f"`targets` is '{targets}', and no layer matches it. Give {' or '.join(TARGETS)}, or a regular expression "
+            f"`targets` is '{targets}', which matches no layer. Give {' or '.join(TARGETS)}, or a regular expression "
             "for whole names such as 'clip.encoder.vision_model.encoder.layers.0.self_attn.q_proj'."
         )
     whole = ["clip.guidance"]
@@ -73,7 +73,7 @@ def co2s_lora_config(
 
 
 def lora_config(model: Co2SForSemanticSegmentation, options: LoraOptions) -> LoraConfig:
-    """Make the configuration that the options of a run ask for."""
+    """Make the peft configuration for the options of a run."""
     return co2s_lora_config(
         model,
         options.lora_rank,
@@ -86,12 +86,12 @@ def lora_config(model: Co2SForSemanticSegmentation, options: LoraOptions) -> Lor
 
 
 def has_adapter(model: Co2SForSemanticSegmentation) -> bool:
-    """Return whether an adapter was added to the model or loaded."""
+    """Return whether the model has an adapter."""
     return getattr(model, "_hf_peft_config_loaded", False)
 
 
 def merged(model: Co2SForSemanticSegmentation) -> Co2SForSemanticSegmentation:
-    """Return a copy of the model with its active adapter merged into the weights: a plain Co2S model, without peft.
+    """Return a copy of the model with its active adapter merged into the weights. The copy does not need peft.
 
     Raises:
         ValueError: The model has no adapter.

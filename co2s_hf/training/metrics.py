@@ -1,11 +1,11 @@
-"""Segmentation metrics as a module of the evaluate library, usable offline.
+"""Segmentation metrics as a module of the evaluate library. It loads without network access.
 
     metric = evaluate.load("co2s_hf/training/metrics.py", num_labels=6)  # or SegmentationMetric(num_labels=6)
     metric.add_batch(predictions=maps, references=labels)  # as often as needed, on every process
     metric.compute()
 
-This module is separate from confusion.py, because the script examples/evaluate.py hides the evaluate library from the
-scripts beside it.
+This module is separate from confusion.py, so that a training does not import the evaluate library. In a script of
+examples/, `import evaluate` would import examples/evaluate.py.
 """
 
 import datasets
@@ -24,7 +24,7 @@ class SegmentationMetric(evaluate.Metric):
     Args:
         num_labels: Number of classes.
         ignore_index: Label of pixels to leave out.
-        kwargs: Of [`evaluate.Metric`].
+        kwargs: Further arguments of [`evaluate.Metric`].
     """
 
     def __init__(self, num_labels: int, ignore_index: int = 255, **kwargs):
@@ -50,11 +50,11 @@ class SegmentationMetric(evaluate.Metric):
             self.add(prediction=prediction, reference=reference)
 
     def compute(self, *, predictions=None, references=None) -> dict[str, float | list[float]]:
-        """Return the metrics of everything added since the last call, over all processes.
+        """Compute the metrics of all label maps added since the last call, over all processes.
 
         Args:
-            predictions: Predicted label maps to add first.
-            references: Their true labels.
+            predictions: Further predicted label maps to add first, each (height, width).
+            references: True label maps of `predictions`.
 
         Returns:
             `mean_iou`, `mean_iou_paper` (absent classes count as 0), `mean_f1`, `accuracy`, and per class `iou` and

@@ -1,4 +1,4 @@
-"""Build the model that a run trains: from scratch, from pretrained backbones, or a trained model with an adapter."""
+"""Build the model of a run: from scratch, from pretrained backbones, or from a trained model with an adapter."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,9 @@ from .options import AdaptationOptions, TrainingOptions
 
 
 def tiny_config(**config_kwargs) -> Co2SConfig:
-    """Configure a model that learns from scratch in minutes on a CPU: backbones 96 wide, 6 layers, patches of 8 px.
+    """Make the configuration of a tiny model, which trains from scratch in minutes on a CPU.
+
+    The backbones have 6 layers of 96 channels and patches of 8 px.
 
     Args:
         config_kwargs: Further fields of [`Co2SConfig`] (labels, palette).
@@ -43,15 +45,14 @@ def tiny_config(**config_kwargs) -> Co2SConfig:
 def tiny_model(**config_kwargs) -> Co2SForSemanticSegmentation:
     """Make a model of [`tiny_config`] with random weights.
 
-    Backbones without pretraining give nearly the same features for every class: the cosines at the decoder's input
-    lie within 0.1 of zero. So the decoder's first convolution starts larger than PyTorch's default, which depends on
-    its fan-in alone.
+    Without pretraining, the similarities of features and classes at the decoder's input are all between -0.1 and 0.1.
+    Therefore the weights of the decoder's first convolution start 8 times larger than PyTorch's default.
     """
     model = Co2SForSemanticSegmentation(tiny_config(**config_kwargs))
     with torch.no_grad():
         for name in STUDENTS:
             getattr(model, name).decoder.similarity_projection.weight.mul_(8)
-    # A tiny decoder convolves many small maps. On a CPU that is a quarter faster in this memory format.
+    # On a CPU, a tiny decoder is a quarter faster in this memory format.
     return model.to(memory_format=torch.channels_last)
 
 
@@ -59,7 +60,7 @@ def build_model(options: TrainingOptions, data: Source) -> Co2SForSemanticSegmen
     """Build a new model for the data's classes, in training mode, with the trained parameters unfrozen.
 
     Raises:
-        UserValueError: Pretrained CLIP is asked for, and the classes have no names.
+        UserValueError: `clip_model` is given, and the classes have no names.
         UserOSError: A pretrained backbone cannot be loaded.
     """
     classes = {"id2label": data.id2label, "palette": data.palette, "class_concepts": data.class_concepts}
@@ -67,7 +68,7 @@ def build_model(options: TrainingOptions, data: Source) -> Co2SForSemanticSegmen
         model = tiny_model(**classes)
     elif data.class_concepts is None:
         raise UserValueError(
-            "CLIP is guided by the classes' names, and this data has none. Give `class_names`, or write "
+            "CLIP is guided by the names of the classes, and this data has no names. Give `class_names`, or write "
             "classes.json (which can also list several concepts per class)."
         )
     else:
@@ -84,10 +85,10 @@ def build_model(options: TrainingOptions, data: Source) -> Co2SForSemanticSegmen
 
 
 def repeat_released_quirks(model: Co2SForSemanticSegmentation) -> Co2SForSemanticSegmentation:
-    """Copy the weights into a model that departs from the paper and from the backbones as the released code does.
+    """Copy the weights into a model with the settings of the authors' released code.
 
-    CLIP uses GELU, epsilon 1e-6 and ImageNet's statistics, and both students' logits are resized to a fixed size
-    first (224 and 256).
+    CLIP then uses GELU, a layer norm epsilon of 1e-6 and ImageNet's statistics. The logits of both students are first
+    resized to a fixed size (224 px for CLIP, 256 px for DINOv3).
     """
     fields = model.config.to_dict()
     fields["clip_config"] |= {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
@@ -99,21 +100,21 @@ def repeat_released_quirks(model: Co2SForSemanticSegmentation) -> Co2SForSemanti
 
 
 def train_only(model: Co2SForSemanticSegmentation, students: str):
-    """Freeze the student that is not named, if any; the model then predicts with the other one alone."""
+    """Freeze the student that is not in `students`, if any. The model then predicts with the other student alone."""
     for student in set(STUDENTS) - set(students.split(",")):
         getattr(model, student).requires_grad_(False)
         model.config.fusion = students
 
 
 def open_base(options: AdaptationOptions) -> Co2SConfig:
-    """Check the model to adapt, and take from it the options that are None.
+    """Check the model to adapt, and fill in options that are None, partly from its configuration.
 
     Returns:
-        The base's configuration.
+        Configuration of the base model.
 
     Raises:
-        UserValueError: The base is an adapter itself.
-        UserOSError: It cannot be loaded.
+        UserValueError: The model to adapt is an adapter itself.
+        UserOSError: The model cannot be loaded.
         UserImportError: `quantize` needs bitsandbytes.
     """
     if options.quantize is not None and find_spec("bitsandbytes") is None:
@@ -129,21 +130,24 @@ def open_base(options: AdaptationOptions) -> Co2SConfig:
     options.fill({"crop_size": config.crop_size or 256})
     if image_processor.do_resize:
         options.fill({"eval_short_side": image_processor.size["shortest_edge"]})
-    if config.fusion in STUDENTS:  # the other student may never have been trained
+    if config.fusion in STUDENTS:  # the other student may be untrained
         options.students = config.fusion
     options.fill(options.defaults)
     return config
 
 
 def build_adapted_model(options: AdaptationOptions, data: Source) -> Co2SForSemanticSegmentation:
-    """Load the base for the data's classes and add a fresh adapter, in training mode.
+    """Load the base for the classes of the data, and add a new adapter.
+
+    Returns:
+        The model in training mode.
 
     Raises:
         UserOSError: The base or its text encoder cannot be loaded.
-        UserValueError: The classes are new, and their queries are frozen.
+        UserValueError: The data has other classes than the base, and `freeze_queries` is True.
     """
     with _loading():
-        # In float32, even if the base was saved in half precision: small updates would be rounded away.
+        # Load in float32, even if the base was saved in half precision, which would round small updates to zero.
         model = Co2SForSemanticSegmentation.from_pretrained(
             options.checkpoint, dtype=torch.float32, **quantization(options.quantize)
         )
@@ -151,12 +155,12 @@ def build_adapted_model(options: AdaptationOptions, data: Source) -> Co2SForSema
     _record_inputs(model, options, data)
     train_only(model, options.students)  # sets the fusion, which the adapter stores
     model.add_adapter(lora_config(model, options))
-    train_only(model, options.students)  # freezes what the adapter has unfrozen
+    train_only(model, options.students)  # freezes again what `add_adapter` unfroze
     return model.train()
 
 
 def quantization(bits: str | None) -> dict:
-    """Arguments of `from_pretrained` that quantize the linear layers of the frozen backbones."""
+    """Return the arguments of `from_pretrained` that quantize the linear layers of the frozen backbones."""
     if bits is None:
         return {}
     kept = ["clip.decoder", "dinov3.decoder", "clip.encoder.visual_projection"]
@@ -165,32 +169,32 @@ def quantization(bits: str | None) -> dict:
 
 
 def change_classes(model: Co2SForSemanticSegmentation, options: AdaptationOptions, data: Source):
-    """Give the model the data's classes, if they differ from its own."""
+    """Change the classes of the model to those of the data, if they differ."""
     own, labels = list(model.config.id2label.values()), list(data.id2label.values())
     concepts = data.class_concepts or model.config.class_concepts
     if labels == own and options.text_encoder is None and concepts == model.config.class_concepts:
         return
     if options.freeze_queries and labels != own:
         raise UserValueError(
-            f"The data has new classes ({', '.join(labels)}). Their queries must be trained: `freeze_queries=False`."
+            f"The data has new classes ({', '.join(labels)}). Train their queries: `freeze_queries=False`."
         )
     fusion = model.config.fusion
     if labels != list(concepts or ()):
         concepts = {label: [label] for label in labels}
     embeddings = None
     if options.text_encoder is None and model.config.text_encoder is None:
-        # The base has random directions instead of encoded text. New classes get new directions.
+        # The base has random vectors instead of encoded text. New classes get new random vectors.
         directions = torch.empty(len(labels), model.config.clip_config.projection_dim)
         embeddings = nn.init.orthogonal_(directions)
         for index, label in enumerate(labels):
             if label in own:
                 embeddings[index] = model.clip.guidance.embeddings[own.index(label)]
     model.set_class_concepts(concepts, embeddings, options.text_encoder, data.palette)
-    model.config.fusion = fusion  # set_class_concepts chose CLIP alone; both students are about to be trained
+    model.config.fusion = fusion  # set_class_concepts changed it to "clip" for new classes
 
 
 def _record_inputs(model: Co2SForSemanticSegmentation, options: TrainingOptions, data: Source):
-    """Store in the configuration how images are read, so that prediction reads them in the same way."""
+    """Store crop size, bands and scale in the configuration, for prediction; switch on gradient checkpointing."""
     rule = data.labeled.image_rule
     model.config.crop_size = options.crop_size
     model.config.image_bands, model.config.image_scale = rule.bands, rule.scale
@@ -200,7 +204,7 @@ def _record_inputs(model: Co2SForSemanticSegmentation, options: TrainingOptions,
 
 @contextmanager
 def _loading() -> Iterator[None]:
-    """Report a model that cannot be loaded as the user's error."""
+    """Turn the OSError of a model that cannot be loaded into a UserOSError."""
     try:
         yield
     except OSError as error:

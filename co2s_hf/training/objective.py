@@ -1,13 +1,13 @@
 """The training objective: from one batch of views to named losses.
 
-Both students learn from labels, from their own confident pseudo-labels on strong views and on perturbed features
-(UniMatch, arXiv 2208.09910), and from the other student where it is more confident (the paper's global-local
-collaborative fusion).
+Each student is trained with the labels, with its own confident pseudo-labels on strong views and on perturbed features
+(UniMatch, arXiv 2208.09910), and with the predictions of the other student in pixels where that student is more
+confident (the paper's global-local collaborative fusion).
 
-Each loss is kept as two numbers, a sum over pixels and a pixel count. The sum is divided by the count at the end. In a
-distributed run the counts are first averaged over the processes. Distributed training then averages the gradients of
-the processes, so they are those of one process with the whole batch, if each process has an even number of images
-(CutMix then pairs the same images). Hard-pixel mining is the exception: it uses the pixels of its own process.
+Each loss is first a sum over pixels and a pixel count. At the end the sum is divided by the count. In a distributed
+run the counts are averaged over the processes before the division, and distributed training averages the gradients.
+The result is the same as on one process with the whole batch, with two exceptions: CutMix pairs other images if a
+process has an odd number of images, and hard-pixel mining only compares the pixels of its own process.
 """
 
 import math
@@ -42,12 +42,12 @@ def labeled_loss(
         logits: (batch, classes, height, width).
         labels: (batch, height, width), class indices or `ignore_index`.
         ignore_index: Label of pixels to leave out.
-        kind: "cross_entropy", or "ohem" (online hard example mining, arXiv 1604.03540): only pixels whose true class
-            has a probability below 0.7, and at least the hardest sixteenth.
+        kind: "cross_entropy", or "ohem" (online hard example mining, arXiv 1604.03540): only pixels with a probability
+            of the true class below 0.7, and at least the hardest sixteenth of the pixels.
         class_weights: (classes,), weights of the pixels of each class.
 
     Returns:
-        Sum over pixels, with gradient (also where all pixels are ignored), and the sum of their weights.
+        Weighted sum over pixels, with gradient (zero if all pixels are ignored), and the sum of the weights.
     """
     per_pixel = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="none")
     weights = (labels != ignore_index).float()
@@ -59,7 +59,7 @@ def labeled_loss(
 
 
 def _hard_pixels(per_pixel: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    """Return a boolean mask (batch, height, width) of the pixels with the highest cross-entropy."""
+    """Select the hard pixels of "ohem" by their cross-entropy; return a boolean mask (batch, height, width)."""
     hardest = per_pixel[counted].sort(descending=True).values
     if len(hardest) == 0:
         return counted
@@ -68,12 +68,12 @@ def _hard_pixels(per_pixel: torch.Tensor, counted: torch.Tensor) -> torch.Tensor
 
 
 def stability_weight(step: int, total_steps: int, peak: float = STABILITY_PEAK) -> float:
-    """Return the weight of the stability loss: it rises from 0 along half a cosine over the first fifth of the steps.
+    """Return the weight of the stability loss. It rises from 0 along a half cosine in the first fifth of the steps.
 
     Args:
-        step: Steps done, from 0.
+        step: Number of steps done, from 0.
         total_steps: Number of steps of the training.
-        peak: The weight after the rise.
+        peak: Weight after the rise.
     """
     ramp = round(STABILITY_RAMP * total_steps)
     if step >= ramp - 1:
@@ -84,21 +84,21 @@ def stability_weight(step: int, total_steps: int, peak: float = STABILITY_PEAK) 
 def stability_losses(
     clip_logits: torch.Tensor, dinov3_logits: torch.Tensor, threshold: float, mode: str = "paper"
 ) -> dict[str, Mean]:
-    """Compute the losses between the students: the less confident one learns the other's probabilities, per pixel.
+    """Compute the losses between the students. In each pixel, the more confident student teaches the other one.
 
-    A student learns a pixel if only the other student is confident there, or if both are and the other is at least as
-    confident.
+    The loss of a student counts the pixels in which the other student reaches the threshold, and in which the student
+    itself is below the threshold or not more confident than the other one.
 
     Args:
         clip_logits: (batch, classes, height, width), of the weak view.
-        dinov3_logits: The same shape, of the other student.
-        threshold: Confidence from which a student teaches, 0 to 1.
-        mode: "paper": the gradient flows into the student that learns. "reference": the authors' code, with the same
-            value and no gradient.
+        dinov3_logits: Logits of the other student, same shape.
+        threshold: Lowest confidence of a student that teaches, 0 to 1.
+        mode: "paper": gradients flow to the student that is taught. "reference": the same value without gradients, as
+            in the authors' code.
 
     Returns:
-        Per student: squared differences, averaged over classes and summed over the pixels that it learns, and the
-        number of these pixels.
+        Name of each student -> squared differences of the probabilities, averaged over the classes and summed over the
+        counted pixels, and the number of these pixels.
     """
     probabilities = {"clip": clip_logits.float().softmax(dim=1), "dinov3": dinov3_logits.float().softmax(dim=1)}
     confidence = {name: p.detach().amax(dim=1) for name, p in probabilities.items()}
@@ -114,25 +114,26 @@ def stability_losses(
 
 
 class Co2SObjective(nn.Module):
-    """The model together with its losses.
+    """The model together with its losses. The forward computes all losses of a batch.
 
-    Distributed training wraps this module; its forward computes all losses of a batch.
+    Distributed training wraps this module instead of the model.
 
     Args:
         model: A [`Co2SForSemanticSegmentation`], with or without adapters.
         students: The students to train. A single student has no stability loss.
-        threshold: tau: confidence from which pseudo-labels are used and a student teaches, 0 to 1.
-        strong_weight: Weight of the loss of each strong view.
-        feature_dropout_weight: Weight of the loss of the perturbed features.
+        threshold: tau: lowest confidence of pseudo-labels that are used, and of a student that teaches, 0 to 1.
+        strong_weight: Weight of the loss on each strong view.
+        feature_dropout_weight: Weight of the loss on perturbed features.
         feature_dropout: Probability of dropping a feature channel.
         stability: "paper", "reference" (see [`stability_losses`]) or "off".
         confidence_mode: Weights of pseudo-labels, see [`PseudoLabels.loss`].
         labeled_loss: "cross_entropy" or "ohem", see [`labeled_loss`].
         class_weights: (classes,), weights of the labelled pixels of each class.
-        accelerator: Of a distributed run; the mean of the losses over its processes is then that of the whole batch.
+        accelerator: Accelerate's state of a distributed run. The mean of each loss over the processes is then the loss
+            of the whole batch.
 
     Raises:
-        ValueError: A name or range is wrong.
+        ValueError: A name, a value or the shape of the class weights is wrong.
     """
 
     def __init__(
@@ -163,8 +164,8 @@ class Co2SObjective(nn.Module):
                 raise ValueError(f"`{name}` is '{value}'; choose one of {', '.join(allowed)}.")
         if class_weights is not None and tuple(class_weights.shape) != (model.config.num_labels,):
             raise ValueError(
-                f"`class_weights` has the shape {tuple(class_weights.shape)}; {model.config.num_labels} classes ask "
-                f"for ({model.config.num_labels},)."
+                f"`class_weights` has the shape {tuple(class_weights.shape)}; {model.config.num_labels} classes need "
+                f"({model.config.num_labels},)."
             )
         self.model = model
         self.students = tuple(students)
@@ -182,18 +183,18 @@ class Co2SObjective(nn.Module):
         """Compute all losses with one backbone pass per student.
 
         Args:
-            views: One batch. Without unlabelled images only `loss_supervised` is computed.
+            views: Views of one batch. Without unlabelled images only `loss_supervised` is computed.
             stability_weight: lambda of this step, see [`stability_weight`].
 
         Returns:
-            `loss`, the sum to minimise, with gradient. The others are detached: `without_labels` (1 if all labels of
-            the batch are ignored, else 0), and per student `<student>/...`:
+            `loss`: the sum to minimise, a scalar with gradients. All other values have no gradients.
+            `without_labels`: 1 if all labels of the batch are ignored, else 0. For each student, as `<student>/...`:
 
             - `loss_supervised`, `loss_strong_1`, `loss_strong_2`, `loss_feature_dropout`, `loss_stability`, `loss`;
             - `confident_fraction`: share of the image pixels with confident pseudo-labels;
-            - `coverage` (classes,): the same share by pseudo-label;
-            - with `views.hidden_labels` also `known_fraction` and `right_fraction`: share of the image pixels whose
-              pseudo-label is confident and whose true class is known, and the share where both agree.
+            - `coverage` (classes,): the same share for each pseudo-label class;
+            - with `views.hidden_labels` also `known_fraction`: share of the image pixels with a confident pseudo-label
+              and a known true class; and `right_fraction`: share of the image pixels in which these two agree.
 
             The mean of each value over the processes is its value for the global batch.
         """
@@ -253,8 +254,8 @@ class Co2SObjective(nn.Module):
     def _drop_channels(self, features: torch.Tensor) -> torch.Tensor:
         """Drop whole channels of feature maps (batch, channels, h, w) and scale up the others.
 
-        Every process draws for the global batch and uses its own rows. So the result does not depend on the number
-        of processes.
+        Every process draws random numbers for the whole batch and uses its own rows of them. Therefore the result does
+        not depend on the number of processes.
         """
         processes, rank = 1, 0
         if self.accelerator is not None:
@@ -265,7 +266,7 @@ class Co2SObjective(nn.Module):
         return features * kept / max(1 - self.feature_dropout, 1e-6)
 
     def _quality(self, own: PseudoLabels, views: Views) -> dict[str, Mean]:
-        """Measure the coverage of the pseudo-labels and their accuracy. Neither is trained on."""
+        """Measure the coverage and the accuracy of the pseudo-labels, for the log only."""
         confident = own.confident(self.threshold)
         pixels = (~own.padding).sum()
         coverage = torch.bincount(own.labels[confident], minlength=self.model.config.num_labels)
@@ -277,7 +278,7 @@ class Co2SObjective(nn.Module):
         return quality
 
     def _divided(self, means: dict[str, dict[str, Mean]]) -> dict[str, dict[str, torch.Tensor]]:
-        """Divide every sum by its pixel count. The counts are first averaged over the processes, in one call."""
+        """Divide every sum by its pixel count. The counts are first averaged over the processes, all in one call."""
         keys = [(name, term) for name in means for term in means[name]]
         counts = torch.stack([means[name][term].count.detach().float() for name, term in keys])
         if self.accelerator is not None:
@@ -300,10 +301,10 @@ class Co2SObjective(nn.Module):
 
 
 def _with_partners(views: Views) -> Views:
-    """Pair the images of a batch for CutMix, unless the views contain partners already.
+    """Pair the images of a batch for CutMix, unless the views already contain partners.
 
-    Neighbours swap, so a batch that is divided among processes has the same pairs as the whole batch. The partner of
-    the last image of an odd batch is the first one. A batch of one image has no other image: it is its own partner.
+    Neighbours form pairs. Therefore a batch that is divided among processes has the same pairs as the whole batch. The
+    partner of the last image of an odd batch is the first image. The image of a batch of one is its own partner.
     """
     if views.partner_weak is not None:
         return views

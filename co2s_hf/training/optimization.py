@@ -18,14 +18,14 @@ def make_optimizer(
     decoder_lr_scale: float = PRETRAINED["decoder_lr_scale"],
     weight_decay: float = 0.01,
 ) -> Optimizer:
-    """Make AdamW over the trainable parameters: low rates for backbones, the base rate for queries, high for decoders.
+    """Make AdamW for the trainable parameters, with learning rates for backbones, queries and decoders.
 
     Args:
-        model: After `freeze_backbones`.
-        learning_rate: Base rate, that of the learnable queries.
-        backbone_lr_scale: Factor on the base rate for both backbones.
-        decoder_lr_scale: Factor on the base rate for both decoders.
-        weight_decay: Of every parameter.
+        model: The model. Only parameters that require gradients are trained.
+        learning_rate: Base learning rate. The learnable queries use it unchanged.
+        backbone_lr_scale: Factor on the base learning rate for both backbones.
+        decoder_lr_scale: Factor on the base learning rate for both decoders.
+        weight_decay: Weight decay of every parameter.
     """
     scales = {"encoder": backbone_lr_scale, "guidance": 1.0, "decoder": decoder_lr_scale}
     groups = []
@@ -43,14 +43,17 @@ def polynomial_decay(optimizer: Optimizer, total_steps: int, power: float = 0.9)
 
 
 def steps_per_epoch(num_labeled: int, num_unlabeled: int, global_batch_size: int) -> int:
-    """Return the steps that show every image of the longer list at least once (the paper's epoch)."""
+    """Return the number of steps that use every image of the longer list at least once (the paper's epoch)."""
     return math.ceil(max(num_labeled, num_unlabeled) / global_batch_size)
 
 
 def balanced_class_weights(pixel_counts: np.ndarray) -> torch.Tensor:
-    """Return weights (classes,) inverse to the classes' pixels: pixels / (classes * pixels of the class).
+    """Return class weights that are inverse to the number of pixels: pixels / (classes * pixels of the class).
 
-    A class without labelled pixels has the weight 1, which has no effect.
+    Classes without labelled pixels are not counted. They get the weight 1, which has no effect.
+
+    Args:
+        pixel_counts: Number of labelled pixels (classes,).
     """
     counts = torch.as_tensor(pixel_counts, dtype=torch.float32)
     present = counts > 0
@@ -59,7 +62,7 @@ def balanced_class_weights(pixel_counts: np.ndarray) -> torch.Tensor:
 
 
 def training_size(model: Co2SForSemanticSegmentation, optimizer: Optimizer) -> str:
-    """Describe in one line how many parameters are trained and how much memory the optimizer's state takes."""
+    """Format the number of trained parameters and the memory of the optimizer's state in one line."""
     parameters = list(model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     total = sum(p.numel() for p in parameters)

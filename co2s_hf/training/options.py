@@ -1,4 +1,4 @@
-"""The options of a training run, the defaults that depend on the model, and the paper's protocol."""
+"""The options of a training run, their defaults, and the paper's protocol."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -8,7 +8,7 @@ from ..data.options import DataOptions
 from ..utils.errors import UserValueError
 
 
-# Defaults of the options that are None. Small backbones without pretraining are seldom confident, so the threshold is
+# Values for options that are None. Small backbones without pretraining are seldom confident, so their threshold is
 # lower.
 FROM_SCRATCH = {
     "crop_size": 64,
@@ -28,7 +28,7 @@ PRETRAINED = {
     "backbone_lr_scale": 0.01,
     "decoder_lr_scale": 10.0,
 }
-# LoRA on a trained model. A tenth of the rate keeps what the decoders have learnt.
+# LoRA on a trained model. The decoders are trained already, so they get a tenth of the learning rate.
 ADAPTING = {
     "per_device_train_batch_size": 4,
     "confidence_threshold": 0.95,
@@ -42,12 +42,12 @@ DEFAULT_STEPS, ADAPTING_STEPS = 550, 200
 
 @dataclass
 class LoraOptions:
-    """What LoRA updates; see [`co2s_lora_config`].
+    """Options of LoRA, see [`co2s_lora_config`].
 
     Args:
         lora_rank: Rank of the updates.
-        lora_targets: "attention", "attention+mlp", or a regular expression for names of layers.
-        lora_alpha: Updates are scaled by alpha / rank. None: twice the rank.
+        lora_targets: Layers to update: "attention", "attention+mlp", or a regular expression for layer names.
+        lora_alpha: The updates are scaled by alpha / rank. None: twice the rank.
         lora_dropout: Dropout probability before the updates.
         freeze_decoders: Do not train the decoders; the adapter is much smaller then.
         freeze_queries: Do not train DINOv3's learnable queries.
@@ -65,47 +65,47 @@ class LoraOptions:
 class TrainingOptions(LoraOptions):
     """The options of a training run.
 
-    None stands for a default that depends on other options; see `defaults` and `resolve_steps`.
+    Some defaults depend on other options. These options are None until `fill` and `resolve_steps` set them.
 
     Args:
         clip_model, dinov3_model: Pretrained backbones (Hub name or folder). None: small ones, from scratch.
         students: Students to train.
-        train_backbones: Parameters of the backbones to train.
-        lora: Train low-rank updates of the backbones instead of `train_backbones`; they are merged in the end.
+        train_backbones: Parameters of the backbones to train, see [`Co2SForSemanticSegmentation.freeze_backbones`].
+        lora: Train LoRA updates of the backbones instead of `train_backbones`. They are merged at the end.
         method: "supervised" does not use the unlabelled images.
         recipe: "released" follows the authors' released code where it differs from the paper.
-        confidence_threshold: tau: confidence from which pseudo-labels are used and a student teaches, 0 to 1.
+        confidence_threshold: tau: lowest confidence of pseudo-labels and of a student that teaches, 0 to 1.
         confidence_mode: Weights of pseudo-labels, see [`PseudoLabels.loss`].
-        strong_weight: Weight of each strong view's loss, relative to the loss on labels.
-        feature_dropout_weight: Weight of the loss of the perturbed features, relative to the loss on labels.
+        strong_weight: Weight of the loss on each strong view, relative to the loss on labels.
+        feature_dropout_weight: Weight of the loss on perturbed features, relative to the loss on labels.
         stability_weight: lambda: final weight of the loss between the students; 0 leaves that loss out.
         labeled_loss: Loss on the labels, see [`labeled_loss`].
-        class_weights: Weights of labelled pixels by class: numbers, or ["balanced"] (inverse to their frequency).
-        supervised_warmup_steps: Steps on labels alone before the unlabelled images are used.
-        measure_pseudo_labels: Report the accuracy of pseudo-labels, where unlabelled images have label files.
+        class_weights: Loss weight of each class: one number per class, or ["balanced"] (inverse to its frequency).
+        supervised_warmup_steps: Steps on labelled images alone, before unlabelled images are used.
+        measure_pseudo_labels: Report the accuracy of pseudo-labels on unlabelled images that have label files.
         crop_size: Side of training crops and of evaluation windows, in pixels.
-        base_size: (long, short) side that training images are scaled to fit into before the random scale.
-        per_device_train_batch_size: Labelled images per step and device, and as many unlabelled ones.
-        gradient_accumulation_steps: Batches per step.
-        max_train_steps, num_train_epochs: Length of the training; an epoch walks the longer list once.
-        learning_rate: Base learning rate, that of the learnable queries.
-        backbone_lr_scale, decoder_lr_scale: Factors on the base learning rate.
+        base_size: (long, short) side in pixels that training images are resized to fit into, before random scaling.
+        per_device_train_batch_size: Labelled images per batch and device, and as many unlabelled ones.
+        gradient_accumulation_steps: Batches per optimizer step.
+        max_train_steps, num_train_epochs: Length of the training. An epoch passes once over the longer list of images.
+        learning_rate: Base learning rate. The learnable queries use it unchanged.
+        backbone_lr_scale, decoder_lr_scale: Factors on the base learning rate, for backbones and decoders.
         gradient_checkpointing: Recompute the backbones' layers in the backward pass, to save memory.
-        mixed_precision: None: what `accelerate launch` chose.
+        mixed_precision: Precision of the training. None: the choice of `accelerate launch`.
         dataloader_num_workers: Worker processes that read and crop images, per device.
-        use_cpu: Stay on the CPU even if there is a GPU.
-        seed: Seed of weights, order, views, drawn sets and drawn scenes.
+        use_cpu: Use the CPU even if there is a GPU.
+        seed: Seed of all random numbers: weights, order of the images, views, drawn sets and scenes.
         eval_steps, eval_epochs: Evaluate every N steps or epochs and keep the best model.
-        eval_short_side: Short side that images are scaled to before they are predicted; saved with the model.
+        eval_short_side: Short side in pixels that images are resized to for prediction; saved with the model.
         output_dir: Folder of the run.
         overwrite_output_dir: Remove the results of an earlier run in `output_dir`.
         logging_steps: Log mean losses every N steps.
-        report_to: Trackers of Accelerate.
+        report_to: Names of trackers of Accelerate, such as ["tensorboard"].
         checkpointing_steps: Save a checkpoint every N steps; the last two are kept.
-        resume_from_checkpoint: "last", or a folder of `checkpoints/`.
+        resume_from_checkpoint: "last", or a folder in `checkpoints/`. None: start from the beginning.
 
     Raises:
-        UserValueError: A value does not fit.
+        UserValueError: A value is out of range, or two options exclude each other.
     """
 
     saved_as: ClassVar[str] = "model"  # name of the folder that the run writes
@@ -156,7 +156,7 @@ class TrainingOptions(LoraOptions):
 
     def __post_init__(self):
         if (self.clip_model is None) != (self.dinov3_model is None):
-            raise UserValueError("Give both `clip_model` and `dinov3_model`, or neither for small ones from scratch.")
+            raise UserValueError("Give both `clip_model` and `dinov3_model`, or neither (small ones from scratch).")
         if self.lora and self.train_backbones not in (None, "none"):
             raise UserValueError(f"Give either `lora` or `train_backbones='{self.train_backbones}'`.")
         for one, other in (("max_train_steps", "num_train_epochs"), ("eval_steps", "eval_epochs")):
@@ -169,12 +169,12 @@ class TrainingOptions(LoraOptions):
         self._check_ranges()
 
     def _check_trackers(self):
-        from accelerate.tracking import get_available_trackers  # costs seconds, and --help must be quick
+        from accelerate.tracking import get_available_trackers  # takes seconds, and --help must be quick
 
         if unknown := set(self.report_to) - {str(tracker) for tracker in get_available_trackers()}:
             raise UserValueError(
-                f"`report_to` names {', '.join(sorted(unknown))}, which is not installed (pip install it) or unknown "
-                "to Accelerate."
+                f"`report_to` names {', '.join(sorted(unknown))}, which is not installed or unknown to Accelerate. "
+                "Install it with pip, or correct the name."
             )
 
     def _check_ranges(self):
@@ -197,26 +197,29 @@ class TrainingOptions(LoraOptions):
 
     @property
     def stability(self) -> str:
-        """How the loss between the students is computed, see [`stability_losses`]."""
+        """Mode of the loss between the students: "paper", "reference" or "off", see [`Co2SObjective`]."""
         return "off" if self.stability_weight == 0 else "reference" if self.recipe == "released" else "paper"
 
     @property
     def defaults(self) -> dict:
-        """Values for the options that are None."""
+        """Values for options that are None."""
         defaults = FROM_SCRATCH if self.clip_model is None else PRETRAINED
         return defaults | ({"train_backbones": "none", "backbone_lr_scale": 1.0} if self.lora else {})
 
     def fill(self, defaults: dict):
-        """Set the options that are None."""
+        """Set options that are None to these values."""
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
 
     def resolve_steps(self, epoch_steps: int):
-        """Compute the options that depend on the number of steps of an epoch.
+        """Set the options that depend on the number of steps.
+
+        Args:
+            epoch_steps: Number of steps of an epoch.
 
         Raises:
-            UserValueError: The warm-up takes the whole training.
+            UserValueError: The warm-up is as long as the training, or longer.
         """
         if self.max_train_steps is None:
             self.max_train_steps = self.num_train_epochs * epoch_steps if self.num_train_epochs else DEFAULT_STEPS
@@ -225,7 +228,7 @@ class TrainingOptions(LoraOptions):
         if self.method == "supervised":
             self.supervised_warmup_steps = self.max_train_steps
         elif self.supervised_warmup_steps is None:
-            # Pseudo-labels of an untrained network do more harm than good.
+            # Pseudo-labels of an untrained model do more harm than good.
             self.supervised_warmup_steps = 3 * self.max_train_steps // 5 if self.clip_model is None else 0
         if self.method == "co2s" and self.supervised_warmup_steps >= self.max_train_steps:
             raise UserValueError(
@@ -236,12 +239,12 @@ class TrainingOptions(LoraOptions):
 
 @dataclass
 class AdaptationOptions(TrainingOptions):
-    """The options of LoRA fine-tuning: those of a training, with a trained model as the base.
+    """The options of LoRA fine-tuning: the options of a training, and the trained model to adapt.
 
     Args:
         checkpoint: Folder or Hub name of the trained model to adapt.
-        text_encoder: CLIP that encodes the text of new classes. None: the base's own.
-        quantize: Load the base's backbones in fewer bits, with bitsandbytes.
+        text_encoder: CLIP model that encodes the text of the classes. None: that of the base.
+        quantize: Load the backbones of the base in 8 or 4 bits, with bitsandbytes. None: do not quantize.
     """
 
     saved_as: ClassVar[str] = "adapter"
@@ -254,12 +257,12 @@ class AdaptationOptions(TrainingOptions):
 
     def __post_init__(self):
         if self.checkpoint is None:
-            raise UserValueError("Name the model to adapt: `checkpoint='user/name'` or a folder.")
+            raise UserValueError("Name the model to adapt: `checkpoint='user/name'`, or its folder.")
         super().__post_init__()
 
     @property
     def defaults(self) -> dict:
-        """Values for the options that are None."""
+        """Values for options that are None."""
         defaults = dict(ADAPTING)
         if self.max_train_steps is None and self.num_train_epochs is None:
             defaults["max_train_steps"] = ADAPTING_STEPS
@@ -269,7 +272,7 @@ class AdaptationOptions(TrainingOptions):
 
 
 def follow_protocol(options: TrainingOptions, data: DataOptions):
-    """Take what is None from the paper's protocol, where the data is one of its benchmarks."""
+    """If the data is a benchmark of the paper, set options that are None to the values of the paper."""
     if data.dataset is None:
         return
     benchmark = BENCHMARKS[data.dataset]

@@ -13,7 +13,7 @@ CONFIDENCE_MODES = ("pixelwise", "pixelratio", "pixelavg")
 
 
 class Mean(NamedTuple):
-    """A mean before its division.
+    """The numerator and the denominator of a mean.
 
     Args:
         total: Sum over pixels: a scalar, or (classes,).
@@ -26,7 +26,7 @@ class Mean(NamedTuple):
 
 @dataclass
 class PseudoLabels:
-    """Class, confidence and padding mask per pixel of a batch of weak views, from one student.
+    """Pseudo-labels of a batch of weak views from one student: class, confidence and padding mask per pixel.
 
     Args:
         labels: (batch, height, width), class indices.
@@ -40,7 +40,7 @@ class PseudoLabels:
 
     @classmethod
     def from_logits(cls, logits: torch.Tensor, padding: torch.Tensor) -> "PseudoLabels":
-        """Take the most probable class per pixel. No gradient flows.
+        """Take the most probable class of every pixel. No gradients flow.
 
         Args:
             logits: (batch, classes, height, width).
@@ -50,7 +50,7 @@ class PseudoLabels:
         return cls(labels, confidence, padding)
 
     def mixed_with(self, partner: "PseudoLabels", boxes: torch.Tensor) -> "PseudoLabels":
-        """Mix with the partner's pseudo-labels as CutMix mixed the images.
+        """Mix with the pseudo-labels of the partner images, as CutMix mixed the images.
 
         Args:
             partner: Pseudo-labels of the pasted images.
@@ -63,23 +63,23 @@ class PseudoLabels:
         )
 
     def confident(self, threshold: float) -> torch.Tensor:
-        """Return a boolean mask (batch, height, width) of image pixels whose confidence reaches the threshold."""
+        """Return a boolean mask (batch, height, width): image pixels with at least this confidence."""
         return (self.confidence >= threshold) & ~self.padding
 
     def loss(self, logits: torch.Tensor, threshold: float, mode: str = "pixelwise") -> Mean:
         """Compute the cross-entropy against these labels, weighted by confidence, over all image pixels.
 
-        The sum is divided by all image pixels, not by the confident ones. So the loss has more influence when more
-        pixels are confident.
+        The sum is divided by the number of all image pixels, not of the confident ones. Therefore the loss grows with
+        the share of confident pixels.
 
         Args:
             logits: (batch, classes, height, width), of a strong view or of perturbed features.
-            threshold: Confidence from which a pixel is confident, 0 to 1.
+            threshold: Lowest confidence of a confident pixel, 0 to 1.
             mode: Weights of the pixels. "pixelwise": 1 for confident pixels, else 0 (the paper). "pixelratio": the
                 share of confident pixels in the image. "pixelavg": the mean confidence of the image.
 
         Returns:
-            Sum over pixels, with gradient for `logits`, and the number of image pixels.
+            Weighted sum over pixels, with gradients to `logits`, and the number of image pixels.
         """
         counted = ~self.padding
         if mode == "pixelwise":

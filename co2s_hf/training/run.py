@@ -1,4 +1,4 @@
-"""The parts of a training run: its state, its data, its losses and its batches."""
+"""The state of a training run, and the functions that make its data, losses and batches."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,24 +30,25 @@ from .options import TrainingOptions
 
 @dataclass
 class Run:
-    """Everything that the steps of one training share.
+    """The state that all steps of a training run share.
 
     Args:
-        options: Without None where a default applies.
-        data_options: What the data was opened with.
+        options: Options of the training, with all defaults filled in.
+        data_options: Options that the data was opened with.
         accelerator: Accelerate's state of this process.
         data: The opened data.
-        model: Not wrapped by Accelerate.
-        image_processor: Of the model.
+        model: The model, without Accelerate's wrapper.
+        image_processor: Image processor of the model.
         objective: The model with its losses, prepared by Accelerate.
-        optimizer: Prepared by Accelerate.
-        scheduler: Not wrapped by Accelerate, which would advance it once per process instead of once per step.
-        loader: Batches from the first step on, prepared by Accelerate.
-        checkpoint: Checkpoint that the run was resumed from.
+        optimizer: Optimizer, prepared by Accelerate.
+        scheduler: Learning rate schedule. Accelerate does not wrap it: a wrapped schedule would advance by the number
+            of processes in every step.
+        loader: Loader of the remaining batches, prepared by Accelerate.
+        checkpoint: Checkpoint that the run was resumed from. None for a new run.
         record: Everything that is needed to repeat the run, see [`make_record`].
         logbook: Averages and logs the losses.
-        guard: Skips steps whose loss is not finite.
-        skips_step: A batch of the current step was broken.
+        guard: Finds steps whose loss is not finite.
+        skips_step: The current step is skipped, because the loss of one of its batches is not finite.
     """
 
     options: TrainingOptions
@@ -68,35 +69,36 @@ class Run:
 
     @property
     def output_dir(self) -> Path:
+        """Folder of the run."""
         return Path(self.options.output_dir)
 
     @property
     def folder(self) -> Path:
-        """Folder of the trained model."""
+        """Folder of the trained model, or of the adapter."""
         return self.output_dir / self.options.saved_as
 
     @property
     def best_folder(self) -> Path:
-        """Folder of the model with the best evaluation; it exists if there were evaluations during the training."""
+        """Folder of the model with the best evaluation. It exists only if the run evaluates during the training."""
         return self.output_dir / f"best_{self.options.saved_as}"
 
     @property
     def steps_done(self) -> int:
-        """Number of steps done before the run began."""
+        """Number of steps of the checkpoint that the run was resumed from; 0 for a new run."""
         return 0 if self.checkpoint is None else checkpoint_step(self.checkpoint)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves behind.
+    """The result of a training.
 
     Args:
-        folder: The trained model, or the adapter.
-        best_folder: The one with the best evaluation; None without evaluations during the training.
-        evaluation: Of the trained model.
+        folder: Folder of the trained model, or of the adapter.
+        best_folder: Folder of the model with the best evaluation. None without evaluations during the training.
+        evaluation: Evaluation of the trained model.
         data: The opened data.
-        record: See [`make_record`].
-        config: Of the trained model.
+        record: Everything that is needed to repeat the run, see [`make_record`].
+        config: Configuration of the trained model.
     """
 
     folder: Path
@@ -108,7 +110,7 @@ class Trained:
 
 
 def start_accelerate(options: TrainingOptions) -> Accelerator:
-    """Make the run's Accelerator, and store the precision in the options: the launcher may have chosen it."""
+    """Make the Accelerator of the run, and store the precision that it uses in the options."""
     accelerator = make_accelerator(
         options.use_cpu,
         options.mixed_precision,
@@ -135,27 +137,27 @@ def open_data(
             write_scenes(data_options.data_dir, num_labeled=8, num_unlabeled=120, num_validation=24, seed=options.seed)
     needed = SPLITS if options.method == "co2s" else ("labeled", "validation")
     hidden = options.measure_pseudo_labels
-    with accelerator.main_process_first():  # the others find its results in the cache
+    with accelerator.main_process_first():  # the other processes find its results in the cache
         data = open_source(
             data_options, options.seed, progress=is_main, with_hidden_labels=hidden, config=config, needed=needed
         )
     if hidden and not any(data.scans["unlabeled"].labels):
-        raise UserValueError("`measure_pseudo_labels` needs label maps of unlabelled images, and none has one.")
+        raise UserValueError("`measure_pseudo_labels` needs label maps of unlabelled images, but there are none.")
     if is_main:
         announce(data)
     if len(data.labeled) < options.per_device_train_batch_size:
         accelerator.print(
             f"{len(data.labeled)} labelled images make batches of {options.per_device_train_batch_size}: a batch "
-            "shows some of them more than once, in different views."
+            "contains some images more than once, in different views."
         )
     return data
 
 
 def read_class_weights(options: TrainingOptions, data: Source) -> torch.Tensor | None:
-    """Return the weights (classes,) of `class_weights`; None if all classes have the same weight.
+    """Return the class weights (classes,); None if `class_weights` is not given.
 
     Raises:
-        UserValueError: The number of weights is not the number of classes, or one is no number.
+        UserValueError: The number of weights is not the number of classes, or a weight is not a number.
     """
     if options.class_weights is None:
         return None
@@ -179,7 +181,7 @@ def make_objective(
     class_weights: torch.Tensor | None,
     accelerator: Accelerator,
 ) -> Co2SObjective:
-    """Make the losses that the options ask for."""
+    """Make the objective (the model with its losses) for the options."""
     return Co2SObjective(
         model,
         students=tuple(options.students.split(",")),
@@ -202,7 +204,16 @@ def make_loader(
     first_item: int,
     accelerator: Accelerator,
 ) -> DataLoader:
-    """Make the loader of all batches from `first_item` on: one stream of items for the whole training."""
+    """Make the loader of all batches of the training that are still to do.
+
+    Args:
+        options: Options of the training, with all defaults filled in.
+        data: The opened data.
+        config: Configuration of the model.
+        images_per_step: Labelled images per step, of all processes together.
+        first_item: Number of items that are done already. Item n is the same in a new and in a resumed run.
+        accelerator: Accelerate's state of the run.
+    """
     partner = "another" if options.per_device_train_batch_size == 1 else None
     items = PairedViews(
         data.labeled,
@@ -225,7 +236,7 @@ def make_loader(
 
 
 def images_per_step(options: TrainingOptions, accelerator: Accelerator) -> int:
-    """Return the labelled images of one step, of all processes together."""
+    """Return the number of labelled images of one step, of all processes together."""
     per_process = options.per_device_train_batch_size * options.gradient_accumulation_steps
     return per_process * accelerator.num_processes
 

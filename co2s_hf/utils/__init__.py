@@ -3,7 +3,7 @@
 - errors: `UserError`, the exceptions that a command shows without a traceback.
 - files: writing files and folders so that an interrupted run leaves no half-written result.
 - figures: pictures of predictions, label maps, confusion matrices and losses (needs matplotlib).
-- devices: start Accelerate in the same way in every command.
+- devices: starting Accelerate in the same way in every command.
 - seeding: random numbers that depend on a seed, a purpose and an index only.
 
 It imports no other package of co2s_hf.

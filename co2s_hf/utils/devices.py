@@ -1,4 +1,4 @@
-"""Start Accelerate the same way in every command: precision, CPU threads, patience between processes."""
+"""Start Accelerate in the same way in every command: precision, CPU threads, timeout between processes."""
 
 import os
 from datetime import timedelta
@@ -14,15 +14,15 @@ PATIENCE = InitProcessGroupKwargs(timeout=timedelta(hours=12))
 
 
 def make_accelerator(use_cpu: bool = False, mixed_precision: str | None = None, **accelerator_kwargs) -> Accelerator:
-    """Make the run's Accelerator.
+    """Create the Accelerator of a run.
 
     Args:
         use_cpu: Stay on the CPU even if there is a GPU.
-        mixed_precision: "no" or "bf16". None: what `accelerate launch` chose.
+        mixed_precision: "no" or "bf16". None: the choice of `accelerate launch`.
         accelerator_kwargs: Further arguments of `Accelerator`.
 
     Raises:
-        UserValueError: The mixed precision is fp16, perhaps chosen by `accelerate launch`.
+        UserValueError: The mixed precision is fp16. `accelerate launch` may have chosen it.
     """
     handlers = [PATIENCE, *accelerator_kwargs.pop("kwargs_handlers", [])]
     accelerator = Accelerator(
@@ -37,8 +37,8 @@ def make_accelerator(use_cpu: bool = False, mixed_precision: str | None = None, 
 def _use_all_cores(accelerator: Accelerator):
     """Divide the CPU cores among the processes of a CPU run that `accelerate launch` started.
 
-    The launcher leaves each process one thread unless `--num_cpu_threads_per_process` is given. Without the launcher
-    PyTorch's own choice (and OMP_NUM_THREADS) stays.
+    The launcher sets one thread per process unless `--num_cpu_threads_per_process` is given. Without the launcher,
+    this function does nothing, so PyTorch's default (or OMP_NUM_THREADS) applies.
     """
     if accelerator.device.type == "cpu" and "ACCELERATE_MIXED_PRECISION" in os.environ:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -7,7 +7,10 @@ these into --bands and --bands 4,3,2.
 
 
 class UserError(Exception):
-    """A value, a file, a library or a permission is wrong. The message names it, what was expected and the remedy."""
+    """A value, file, library or permission is wrong or missing.
+
+    The message names it, what was expected and the remedy.
+    """
 
 
 class UserValueError(UserError, ValueError):

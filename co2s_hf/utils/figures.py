@@ -73,7 +73,7 @@ def overlay(image: Image.Image, labels: np.ndarray, palette: np.ndarray, opacity
 
 
 def confidence_picture(confidence: np.ndarray) -> Image.Image:
-    """Colour a confidence map (height, width), 0 to 1, with viridis: dark means low. Figures use the same colours."""
+    """Colour a confidence map (height, width), 0 to 1, with viridis: dark means low. The figures use viridis, too."""
     colors = matplotlib.colormaps["viridis"](confidence)[:, :, :3]
     return Image.fromarray((255 * colors).astype(np.uint8))
 
@@ -82,7 +82,7 @@ def draw_predictions(examples: list[Example], id2label: dict[int, str], palette:
     """Draw one row per example: the image, its coloured label maps and the confidence. The legend is below.
 
     Args:
-        examples: At least one. All of them have maps of the same titles.
+        examples: One or more examples. All of them have maps with the same titles.
         id2label: Class index -> class name, for the legend.
         palette: RGB colours (classes, 3), uint8.
         path: Picture to write.
@@ -106,10 +106,12 @@ def draw_predictions(examples: list[Example], id2label: dict[int, str], palette:
 
 
 def draw_confusion(counts: np.ndarray, id2label: dict[int, str], path: str | Path):
-    """Draw a confusion matrix. Each cell shows the percentage of the true class that got the predicted class.
+    """Draw a confusion matrix.
+
+    Each cell shows which percentage of the pixels of its true class (row) was predicted as its class (column).
 
     Args:
-        counts: Number of pixels, (true class, predicted class). A class without pixels shows "-".
+        counts: Number of pixels, (true classes, predicted classes). The row of a class without pixels shows "-".
         id2label: Class index -> class name.
         path: Picture to write.
     """
@@ -180,8 +182,8 @@ def draw_curves(log: list[dict], path: str | Path):
     """Draw the losses over the steps: one panel per loss term, one line per student.
 
     Args:
-        log: Lines of log.jsonl. Each has `step` and entries named `<student>/<term>`. An entry may be missing from
-            some lines.
+        log: Lines of log.jsonl. Each line has `step` and entries with names like `<student>/<term>`. Some lines may
+            lack an entry.
         path: Picture to write.
     """
     names = dict.fromkeys(name for entry in log for name in entry if "/" in name and not isinstance(entry[name], dict))

@@ -12,7 +12,7 @@ from .errors import UserFileExistsError
 
 
 def check_new_folder(path: str | Path, remedy: str = "Choose another folder, or remove it.") -> Path:
-    """Refuse a folder that has content already.
+    """Raise an error if a folder already has content.
 
     Args:
         path: Folder that a run is about to create or fill.
@@ -88,7 +88,7 @@ def write_text(path: str | Path, text: str):
     with written_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())  # otherwise the rename may reach the disk before the content does
+        os.fsync(file.fileno())  # otherwise the rename may be on the disk before the content
 
 
 def write_json(path: str | Path, content: dict):

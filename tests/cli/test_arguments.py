@@ -42,7 +42,7 @@ def test_a_scale_is_one_pair_a_pair_per_band_or_percentiles():
         [],
     )
     for words in wrong:
-        with pytest.raises(ValueError, match=f"'{' '.join(words)}' is neither the values that become 0 and 255, low"):
+        with pytest.raises(ValueError, match=f"'{' '.join(words)}' is not a scale; give the values that become"):
             parse_scale(words)
 
 
@@ -51,7 +51,7 @@ def test_label_maps_are_pairs_of_value_and_class():
     for text in ("a=b", "7", "7=0,", "7=0;9=1", "-1=0", ""):
         with pytest.raises(ValueError, match=f"'{text}' is not VALUE=CLASS,VALUE=CLASS, such as 7=0,9=1"):
             parse_label_map(text)
-    with pytest.raises(ValueError, match="'1=0,1=2' gives one value two classes"):
+    with pytest.raises(ValueError, match="'1=0,1=2' maps one value to two classes"):
         parse_label_map("1=0,1=2")
 
 

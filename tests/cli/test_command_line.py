@@ -174,7 +174,7 @@ def test_words_that_yaml_reads_as_truth_values_stay_words(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("crop_sise: 64", "run.yaml: there is no option 'crop_sise'; 'crop_size'?"),
+        ("crop_sise: 64", "run.yaml: there is no option 'crop_sise'; did you mean 'crop_size'?"),
         ("hidden: 64", "run.yaml: there is no option 'hidden'."),  # a field without a flag
         ("crop_size: big", "argument --crop_size: invalid int value: 'big'"),
         ("method: fixmatch", "argument --method: invalid choice: 'fixmatch'"),
@@ -233,13 +233,16 @@ def test_words_before_the_first_flag_set_the_positional_option(tmp_path, capsys)
     [
         (("--crop", 32), "unrecognized arguments: --crop"),  # no abbreviations
         (("--hidden", 2), "unrecognized arguments: --hidden"),
-        (("--crop_sise", 64), "unrecognized arguments: --crop_sise; --crop_size?"),
+        (("--crop_sise", 64), "unrecognized arguments: --crop_sise; did you mean --crop_size?"),
         (("--crop_size", "big"), "argument --crop_size: invalid int value: 'big'"),
         (("--crop_size", 4), "--crop_size is 4; it must be at least 8."),
         (("--method", "fixmatch"), "argument --method: invalid choice: 'fixmatch' (choose from "),
         (("--bands", "4,3"), "argument --bands: '4,3' is not three band numbers from 1 for red, green and blue"),
-        (("--scale", "3", "1"), "argument --scale: '3 1' is neither the values that become 0 and 255, low first"),
-        (("--labeled_fraction", "few"), "argument --labeled_fraction: 'few' is no fraction; write it as 1/8 or 0.125"),
+        (("--scale", "3", "1"), "argument --scale: '3 1' is not a scale; give the values that become 0 and 255"),
+        (
+            ("--labeled_fraction", "few"),
+            "argument --labeled_fraction: 'few' is not a fraction; write it as 1/8 or 0.125",
+        ),
         (("--flip", "maybe"), "argument --flip: 'maybe' is neither true nor false"),
     ],
 )
@@ -271,7 +274,10 @@ def test_help_shows_the_groups_the_defaults_and_the_first_flags_first(capsys):
     ]
     assert places == sorted(places)
     assert "--folders FOLDERS [FOLDERS ...] Folders. [here]" in text and "hidden" not in text
-    assert "or a recipe of the paper: gid, loveda, mer, msl, potsdam, whdld. The command line wins." in text
+    assert (
+        "or a recipe of the paper: gid, loveda, mer, msl, potsdam, whdld. Flags on the command line override it."
+        in text
+    )
     for flag in ("--flip", "--crop_size"):  # once in the list of flags, not again in its own group
         assert shown.count(f"\n  {flag} ") == 1
 
@@ -316,5 +322,5 @@ def test_other_errors_keep_their_type_and_traceback():
 def test_fractions_are_written_with_a_slash_or_a_point():
     assert (parse_fraction("1/8"), parse_fraction("0.25"), parse_fraction("1")) == (0.125, 0.25, 1.0)
     for text in ("1/0", "an eighth", ""):
-        with pytest.raises(ValueError, match=f"'{text}' is no fraction; write it as 1/8 or 0.125"):
+        with pytest.raises(ValueError, match=f"'{text}' is not a fraction; write it as 1/8 or 0.125"):
             parse_fraction(text)

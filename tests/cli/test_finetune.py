@@ -56,7 +56,7 @@ def test_new_classes_on_a_published_base(hub, base_folder, scenes_folder, tmp_pa
     card = ModelCard.load(output / "merged" / "README.md")
     assert card.data["base_model_relation"] == "finetune" and card.data.base_model == "user/base"
     assert "| base model | user/base |" in card.text and "from scratch" not in card.text
-    assert "The base, `user/base`: see its card" in card.text and "Nothing has been measured" not in card.text
+    assert "The base model, `user/base`: see its card" in card.text and "Nothing has been measured" not in card.text
 
 
 def check_card(adapter: Path, data: Path, tmp_path: Path):

@@ -10,11 +10,11 @@ from co2s_hf.geo.options import SceneOptions
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Name what to predict: scenes"),
-        (["a.tif", "--images", "b.png"], "one of them"),
+        ([], "Give exactly one source to predict: scenes"),
+        (["a.tif", "--images", "b.png"], "Give exactly one source to predict"),
         (["--images", "b.png", "--cog"], "--cog is for scenes"),
         (["--images", "b.png", "--resume"], "--resume is for scenes"),
-        (["--images", "b.png", "--scale", "percentiles"], "--images needs two values"),
+        (["--images", "b.png", "--scale", "percentiles"], "--images needs a scale in numbers: --scale 0 3000"),
         (["a.tif", "--windows_per_batch", "0"], "--windows_per_batch is 0"),
     ],
 )

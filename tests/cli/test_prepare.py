@@ -34,7 +34,7 @@ def test_a_prepared_data_set_has_the_same_images_labels_and_classes(scenes_folde
     done = run_command("prepare", "--data_dir", scenes_folder, "--output_dir", output)
     assert done.returncode == 0, done.stderr
     assert f"Wrote 3 labeled, 5 unlabeled, 2 validation images: co2s train --dataset_name {output}\n" in done.stdout
-    assert "trained on them needs the same" not in done.stdout  # no rule was applied
+    assert "trained on them, give the same" not in done.stdout  # no rule was applied
     source, again = open_folder(scenes_folder), open_source(DataOptions(dataset_name=str(output)))
     assert (again.id2label, again.palette) == (source.id2label, source.palette)
     assert again.class_concepts == source.class_concepts
@@ -77,7 +77,10 @@ def test_bands_scale_and_label_values_are_applied(tmp_path):
     words += ("--bands", "4,3,2", "--scale", 0, 3000, "--label_map", "7=1,9=0", "--class_names", "field", "bare soil")
     done = run_command("prepare", *words, "--output_dir", tmp_path / "prepared")
     assert done.returncode == 0, done.stderr
-    assert "from bands (4, 3, 2) with scale ((0.0, 3000.0),). A model trained on them needs the same" in done.stdout
+    assert (
+        "from bands (4, 3, 2) with scale ((0.0, 3000.0),). To predict raw files with a model trained on them, give"
+        in done.stdout
+    )
     again = open_source(DataOptions(dataset_name=str(tmp_path / "prepared")))
     assert again.id2label == {0: "field", 1: "bare soil"}
     rules = {"labeled_fraction": 0.5, "validation_fraction": 0.25, "label_map": {7: 1, 9: 0}}
@@ -124,7 +127,7 @@ def test_a_data_set_is_pushed_with_its_classes(hub, scenes_folder):
         (
             ("--output_dir", "new", "--scale", "3", "1"),
             2,
-            "--scale: '3 1' is neither the values that become 0 and 255",
+            "--scale: '3 1' is not a scale; give the values that become 0 and 255",
         ),
         (("--output_dir", "new", "--label_map", "a=b"), 2, "--label_map: 'a=b' is not VALUE=CLASS"),
         (

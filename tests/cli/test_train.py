@@ -73,7 +73,10 @@ def test_each_run_of_the_paper_is_a_recipe(name):
         (("--crop_size", 7), "--crop_size is 7; it must be at least 8"),
         (("--base_size", 512), "expected a long and a short side: --base_size 2048 512"),
         (("--report_to", "tensorbored"), "--report_to names tensorbored, which is not installed"),
-        (("--labeled_fraction", "few"), "argument --labeled_fraction: 'few' is no fraction; write it as 1/8 or 0.125"),
+        (
+            ("--labeled_fraction", "few"),
+            "argument --labeled_fraction: 'few' is not a fraction; write it as 1/8 or 0.125",
+        ),
         (
             ("--data_dir", "a", "--labeled_fraction", 2),
             "--labeled_fraction is 2.0; expected a share above 0 and up to 1",
@@ -110,7 +113,7 @@ def test_wrong_words_stop_before_anything_is_written(words, message, tmp_path, m
         ),
         (
             ("--resume_from_checkpoint", "{run}"),
-            "'{run}' is no checkpoint; give 'last' or a folder such as {run}/check",
+            "'{run}' is not a checkpoint; give 'last' or a folder such as {run}/check",
         ),
         (("--data_dir", "/no/such/folder"), "--data_dir is '/no/such/folder', which does not exist"),
     ],

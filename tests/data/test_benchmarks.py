@@ -54,7 +54,7 @@ def test_lists_of_other_sizes_give_a_warning():
     sizes = {"labeled": 138, "unlabeled": 4308, "validation": 494}
     assert benchmarks.size_warnings("whdld", 32, sizes) == []
     (warning,) = benchmarks.size_warnings("whdld", 32, sizes | {"validation": 400})
-    assert warning.startswith("The validation list of whdld at 1/32 has 400 images; the paper's has 494.")
+    assert warning.startswith("The validation list of whdld at 1/32 has 400 images; the paper's list has 494.")
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_images_come_from_the_hub_and_lists_are_downloaded_once(hub, tmp_path, m
     lists_hub.shutdown()
     lists_hub.server_close()
     monkeypatch.setattr(benchmarks, "CACHE", tmp_path / "other")
-    with pytest.raises(UserError, match=r"1_8/labeled.txt cannot be downloaded: .* name it with `splits_dir`"):
+    with pytest.raises(UserError, match=r"1_8/labeled.txt cannot be downloaded: .* name a copy .* with `splits_dir`"):
         benchmarks.load_lists("whdld", 8)
 
 

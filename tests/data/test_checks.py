@@ -95,7 +95,7 @@ ERRORS = {
     ),
     "no validation list entry": (
         lambda f: write_list(f, "val.txt", "images/validation_0000.png\n"),
-        r"val.txt, line 1: 'images/validation_0000.png' is not 'images/NAME labels/NAME'",
+        r"val.txt, line 1: 'images/validation_0000.png' is not of the form 'images/NAME labels/NAME'",
     ),
     "empty list": (lambda f: write_list(f, "labeled.txt", "\n"), r"labeled.txt is empty"),
     "missing image": (
@@ -212,11 +212,11 @@ def test_oddities_are_warnings(folder):
     write_label(folder, "labeled_0001", 255)
     shutil.copy(folder / "images" / "unlabeled_0001.png", folder / "images" / "unlabeled_0004.png")
     found = warnings_of(folder)
-    assert "the class 5, water, so a model cannot learn it. Label an image with it." in found["classes never labelled"]
-    assert (
-        "labeled_0001.png has the value 255, which means 'no class', everywhere."
-        in (found["label maps without a class"])
-    )
+    unlearnable = "the class 5, water, so a model cannot learn it. Label an image that contains it."
+    assert unlearnable in found["classes never labelled"]
+    empty = found["label maps without a class"]
+    assert empty.startswith("All pixels of ")
+    assert "labeled_0001.png have the value 255, which means 'no class'. The file is of no use" in empty
     assert "unlabeled_0004.png (unlabeled) has the same bytes as" in found["images in two places"]
 
 

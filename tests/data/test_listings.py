@@ -109,7 +109,7 @@ def test_labels_without_an_image_give_a_warning(paired_folder):
     data = open_folder(paired_folder, labeled_fraction=0.5)
     assert sum(sizes(data)) == 12
     (message,) = [f.message for f in data.findings if f.kind == "labels without an image"]
-    assert message.endswith("renamed.png has no image of its name. Rename one of them.")
+    assert message.endswith("renamed.png has no image of this name. Rename one of them.")
 
 
 def test_two_files_of_one_name_are_refused(paired_folder):
@@ -125,7 +125,7 @@ def test_two_files_of_one_name_are_refused(paired_folder):
 def test_labels_of_other_names_than_the_images_are_refused(paired_folder):
     for path in list((paired_folder / "labels").rglob("*.png")):
         path.rename(path.with_name(f"{path.stem}_mask.png"))
-    message = r"No label file has the name of an image: for '.*0_mask.png' there is no '.*images/area0/0_mask\.\*'"
+    message = r"No label file has the name of an image: for '.*0_mask.png', there is no '.*images/area0/0_mask\.\*'"
     with pytest.raises(UserError, match=message):
         open_folder(paired_folder)
 
@@ -254,7 +254,8 @@ def test_validation_rows_need_labels(table, tmp_path):
 def test_missing_columns_are_named(table, tmp_path):
     table.save_to_disk(tmp_path / "saved")
     name = str(tmp_path / "saved")
-    with pytest.raises(UserError, match=r"has no column 'image', but photo, mask, part. Name .* `image_column`"):
+    message = r"has no column 'image'. It has the columns photo, mask, part. Name .* `image_column`"
+    with pytest.raises(UserError, match=message):
         open_source(DataOptions(dataset_name=name))
     with pytest.raises(UserError, match=r"The label column 'part' of .* expected images. Name .*`label_column`"):
         open_source(DataOptions(dataset_name=name, image_column="photo", label_column="part"))

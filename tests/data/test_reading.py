@@ -69,7 +69,7 @@ def test_nodata_and_nan_become_black(tmp_path):
             r"field.tif holds 3 bands of uint16, values 1000 to 3011. .*`scale='percentiles'`",
         ),
         (ImageRule(scale=((0, 1),)), r"field.tif holds 4 bands of uint16, values 1000 to 4011. .*`bands=\(3, 2, 1\)`"),
-        (ImageRule(bands=(1, 2, 5)), r"field.tif has 4 bands, none with the number 5. Change `bands`"),
+        (ImageRule(bands=(1, 2, 5)), r"field.tif has 4 bands and no band 5. Change `bands`"),
     ],
 )
 def test_files_that_no_rule_covers_are_described_in_the_error(sixteen_bit, rule, message):

@@ -229,7 +229,7 @@ def test_a_colour_file_names_the_classes(folder, tmp_path):
     assert [values.tolist() for _, values in arrays(data.labeled)] == before
     assert data.labeled_pixels.tolist() == np.bincount(np.ravel(before), minlength=6).tolist()
     (tmp_path / "names.json").write_text('[{"name": "a"}]', encoding="utf-8")
-    with pytest.raises(UserError, match=r"`label_colors` is '.*names.json', which does not give every class a color"):
+    with pytest.raises(UserError, match=r"`label_colors` is '.*names.json', which does not give a color to every"):
         open_folder(folder, label_colors=str(tmp_path / "names.json"))
 
 

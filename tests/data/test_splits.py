@@ -53,7 +53,7 @@ def test_lists_are_read_as_written_and_have_different_hashes(tmp_path):
     ("text", "message"),
     [
         ("\n", "list.txt is empty"),
-        ("a b c\n", "list.txt, line 1: 'a b c' is not 'images/NAME labels/NAME'"),
+        ("a b c\n", "list.txt, line 1: 'a b c' is not of the form 'images/NAME labels/NAME'"),
         ("a b\n\nc\n", "list.txt, line 3: 'c' is not"),
     ],
 )

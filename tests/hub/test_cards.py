@@ -64,7 +64,7 @@ def options_of(text):
 def test_card_of_weights_alone_says_that_nothing_is_known(folder):
     write_card(folder)
     card = card_of(folder)
-    assert "Nothing has been measured yet." in card.text and "How it was trained was not recorded." in card.text
+    assert "Nothing has been measured yet." in card.text and "The training was not recorded." in card.text
     assert card.data.eval_results is None and card.data.pipeline_tag == "image-segmentation"
     assert card.data.library_name == "transformers"
     assert "land, road, water" in card.text and "crops of 64 px" in card.text
@@ -285,7 +285,7 @@ def test_benchmark_cards_agree_with_the_benchmarks_and_claim_no_results(name):
     assert rows["crops"] == f"{facts.crop_size} px" and rows["epochs"].startswith(f"{facts.num_epochs} passes")
     assert rows["labelled images per step and GPU"].startswith(f"{facts.images_per_device},")
     for partition in facts.partitions:
-        assert f"1/{partition} ({facts.num_labeled(partition)} images)" in rows["labelled shares that have lists"]
+        assert f"1/{partition} ({facts.num_labeled(partition)} images)" in rows["labelled shares with lists"]
     recipe = ROOT / "co2s_hf" / "assets" / "recipes" / f"{name}.yaml"
     options = yaml.load(recipe.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # 1_24 is a number in YAML
     assert f"1/{options['partition'].removeprefix('1_')}" in rows  # the paper has a result for the recipe

@@ -52,8 +52,8 @@ def test_maps_cover_the_padded_image(eager):
     ("student", "layers", "message"),
     [
         ("sam", [0], r"`student` is 'sam'; expected one of clip, dinov3"),
-        ("clip", [3], r"there is no layer 3 in the clip backbone, which has the layers 0 to 2"),
-        ("clip", [0, -4], r"there is no layer -4 .*\(or -3 to -1\)"),
+        ("clip", [3], r"there is no layer 3 in the clip backbone; expected 0 to 2"),
+        ("clip", [0, -4], r"there is no layer -4 .*, or -3 to -1"),
     ],
 )
 def test_missing_students_and_layers_are_named(eager, images, student, layers, message):

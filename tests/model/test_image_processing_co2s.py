@@ -164,7 +164,7 @@ NAN_IMAGE[1, 2, 0] = np.nan
         (PIXELS, PIXELS[:4, :, 0], "Segmentation map 0 is 4x7 (height x width), but its image is 5x7"),
         (PIXELS, np.zeros((5, 7)), "the type float64; expected integer class indices"),
         (PIXELS, Image.fromarray(PIXELS), "Turn colours into class indices first"),
-        (PIXELS, [PIXELS[..., 0]] * 2, "1 images came with 2 segmentation maps"),
+        (PIXELS, [PIXELS[..., 0]] * 2, "There are 1 images and 2 segmentation maps"),
     ],
 )
 def test_errors_name_the_input_and_the_remedy(image, maps, message):

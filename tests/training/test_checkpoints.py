@@ -8,7 +8,7 @@ def test_missing_checkpoints_are_named(tmp_path):
     assert find_checkpoint(tmp_path, None) is None
     with pytest.raises(FileNotFoundError, match="There is no checkpoint in"):
         find_checkpoint(tmp_path, "last")
-    with pytest.raises(FileNotFoundError, match="is no checkpoint; give 'last' or a folder such as"):
+    with pytest.raises(FileNotFoundError, match="is not a checkpoint; give 'last' or a folder such as"):
         find_checkpoint(tmp_path, str(tmp_path))
     for step in (3, 20, 100):
         (tmp_path / f"step-{step:07d}").mkdir()

@@ -259,7 +259,7 @@ def test_one_student_trains_alone_on_labels_alone(scenes_folder, tmp_path):
     words += ("--per_device_train_batch_size", 4)
     again = run_command("train", *words, "--output_dir", output, "--seed", 1, "--overwrite_output_dir")
     assert again.returncode == 0, again.stderr
-    assert "3 labelled images make batches of 4: a batch shows some of them more than once" in again.stdout
+    assert "3 labelled images make batches of 4: a batch contains some images more than once" in again.stdout
     assert (output / "notes.txt").read_text() == "mine" and not (output / "best_model").exists()
     assert json.loads((output / "arguments.json").read_text())["arguments"]["seed"] == 1
 

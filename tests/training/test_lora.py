@@ -115,7 +115,7 @@ def test_ranks_and_scales_reach_peft(base_folder):
     ("settings", "message"),
     [
         ({"rank": 0}, r"`rank` is 0"),
-        ({"targets": "everything"}, r"`targets` is 'everything', and no layer matches it"),
+        ({"targets": "everything"}, r"`targets` is 'everything', which matches no layer"),
         ({"targets": "("}, r"nor a regular expression"),
     ],
 )

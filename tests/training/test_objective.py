@@ -259,7 +259,7 @@ def test_stability_off_keeps_the_other_losses():
         ({"confidence_mode": "mean"}, "`confidence_mode` is 'mean'"),
         ({"labeled_loss": "focal"}, "`labeled_loss` is 'focal'"),
         ({"students": ("dino",)}, r"`students` is \('dino',\)"),
-        ({"class_weights": torch.ones(2)}, r"shape \(2,\); 3 classes ask for \(3,\)"),
+        ({"class_weights": torch.ones(2)}, r"shape \(2,\); 3 classes need \(3,\)"),
     ],
 )
 def test_wrong_settings_are_named(kwargs, message):

@@ -4,6 +4,6 @@
 - checks: compares these facts with the classes and lists all errors and warnings
 - report: a table of the sets, and a picture or HTML page with samples
 
-The package may import the modules of `data`, and `utils`. `data.sources` calls `scan` and `checks`; only `report` uses
-`data.sources`.
+The package may import modules of `data` and `utils`. `data.sources` and `data.listings` use `scan` and `checks`, so
+only `report` imports `data.sources`.
 """

@@ -25,9 +25,9 @@ class Finding:
     """One error or warning about the data.
 
     Args:
-        kind: Heading that it is reported under.
+        kind: Heading of the finding in the report.
         message: The file, the value and the remedy.
-        is_warning: The data can be used nevertheless.
+        is_warning: Whether the data can be used nevertheless.
     """
 
     kind: str
@@ -78,7 +78,7 @@ def check(
 
 
 def report_findings(findings: Iterable[Finding]) -> str:
-    """Format findings by kind, at most twenty of each kind."""
+    """Return the findings as text, ordered by kind, with at most twenty of each kind."""
     kinds: dict[str, list[Finding]] = {}
     for finding in findings:
         kinds.setdefault(finding.kind, []).append(finding)
@@ -95,7 +95,7 @@ def raise_errors(findings: list[Finding]):
     """Raise an error if a finding is not a warning.
 
     Raises:
-        DataError: Lists all errors.
+        DataError: At least one finding is an error. The message lists all errors.
     """
     errors = [finding for finding in findings if not finding.is_warning]
     if errors:
@@ -163,7 +163,7 @@ def _values_of_file(
     Args:
         facts: Facts about the label map.
         outside: Class indices that are too high.
-        remedy: What to do about these.
+        remedy: Remedy for these indices, for the message.
         num_labels: Number of classes.
         ignore_index: Value in label files that means "no class".
     """
@@ -184,8 +184,8 @@ def _values_of_file(
     if set(facts.counts) == {IGNORE} and not facts.unknown:
         yield Finding(
             "label maps without a class",
-            f"{facts.name} has the value {ignore_index}, which means 'no class', everywhere. It is of no use for "
-            "training or validation.",
+            f"All pixels of {facts.name} have the value {ignore_index}, which means 'no class'. The file is of no use "
+            "for training or validation.",
             is_warning=True,
         )
 
@@ -202,8 +202,8 @@ def _remedy_for_values(present: set[int], num_labels: int) -> str:
 def _in_two_sets(scans: dict[str, Scans]) -> Iterator[Finding]:
     """Find images that are listed twice, by name or by content, in two sets or in one.
 
-    It is an error if a name is in two sets, or if a validation image has the bytes of a training image. Other cases
-    are warnings.
+    It is an error if a name is in two sets, or if a validation image has the same bytes as a training image. Other
+    cases are warnings.
     """
     names: dict[str, str] = {}
     contents: dict[str, tuple[str, str]] = {}
@@ -229,6 +229,6 @@ def _never_labeled(scan: Scans, id2label: dict[int, str]) -> Iterator[Finding]:
             yield Finding(
                 "classes never labelled",
                 f"No labelled image contains the class {index}, {name}, so a model cannot learn it. Label an image "
-                "with it.",
+                "that contains it.",
                 is_warning=True,
             )

@@ -24,7 +24,7 @@ THUMBNAIL_PX = 320
 
 
 def class_shares(source: Source) -> dict[str, dict[int, float]]:
-    """Compute the share of each class in the pixels of each set whose label maps were checked.
+    """Compute the share of each class in the pixels of each set with checked label maps.
 
     Returns:
         "labeled", "unlabeled" or "validation" -> class index, or 255 for "no class" -> share, 0 to 1.
@@ -77,10 +77,11 @@ def write_report(source: Source, path: str | Path):
 
     Args:
         source: The opened source.
-        path: A picture that ends in .png, or a page that ends in .html and also contains the table and the warnings.
+        path: File to write. A path that ends in .png gives a picture. A path that ends in .html gives a page, which
+            also contains the table and the warnings.
 
     Raises:
-        UserValueError: The path ends in something else.
+        UserValueError: The path ends in neither .png nor .html.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in (".html", ".png"):

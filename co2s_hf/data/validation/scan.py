@@ -1,4 +1,4 @@
-"""Decode every file of a data set once: is it readable, how large is it, which labels does it contain?
+"""Decode every file of a data set once, and return whether it is readable, its size and its labels.
 
 The results are cached in `$HF_HOME/co2s_hf/scans.sqlite`, not beside the data. A file is decoded again when its size
 or its modification time changes.
@@ -26,7 +26,7 @@ from ..samples import Samples
 
 CACHE = Path(HF_HOME) / "co2s_hf" / "scans.sqlite"
 VERSION = 1  # version of the cached entries
-FILES_PER_BATCH = 128  # files per query of the cache; the bytes of this many files of a data set are in memory
+FILES_PER_BATCH = 128  # files per query of the cache; the bytes of so many rows of a data set are in memory
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class LabelFacts:
         name: Name of the file for messages.
         size: Width and height in pixels.
         counts: Class index, or 255 for "no class" -> number of pixels.
-        unknown: Values that no rule covers: the value, its number of pixels, column and row of the first one.
+        unknown: Values that no rule covers: value, number of pixels, column and row of the first such pixel.
         error: Why the file cannot be used, or None.
     """
 
@@ -141,11 +141,11 @@ def _read_label_facts(file: StoredFile, rule: LabelRule) -> LabelFacts:
 def _scan(
     kind: str, rule: str, samples: Samples, read_facts: Callable[[StoredFile], dict], progress: bool
 ) -> list[dict | None]:
-    """Read the facts about every file from the cache, or in parallel from the files that are not in it.
+    """Return the facts about every file. Files that are not in the cache are decoded in parallel.
 
     Args:
         kind: "image" or "label".
-        rule: The rule that the files are read with; part of the cache's key.
+        rule: Rule by which the files are read. It is part of the keys of the cache.
         samples: The samples with the files.
         read_facts: Function that decodes a file.
         progress: Show a progress bar.
@@ -192,7 +192,7 @@ def _connect() -> closing[sqlite3.Connection]:
     return closing(connection)
 
 
-# Errors of the cache are ignored: without it the files are only decoded again.
+# Errors of the cache are ignored. Without the cache, files are decoded again, which only takes time.
 
 
 def _load_entries(keys: Iterable[str]) -> dict[str, dict]:
