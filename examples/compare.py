@@ -52,7 +52,9 @@ def table(results: dict[int, dict[str, dict]]) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # No abbreviations: `--seed` is a flag of `co2s train`, and not `--seeds`.
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind, allow_abbrev=False)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs (default: 0 1 2)")
     parser.add_argument(
         "--output_dir", type=Path, default=Path("outputs/compare"), help="folder for all runs (default: %(default)s)"

@@ -236,15 +236,9 @@ class CardArguments(HubArguments):
             raise UserValueError(f"`card_samples` is {self.card_samples}; it must be at least 0.")
 
 
-HUB = own_group("Hub", HubArguments)
 CARD = own_group("Hub", CardArguments)
 
 
-def only(group: Group, *names: str) -> Group:
-    """Return the group with some of its flags."""
-    return Group(group.title, group.options, {name: group.flags[name] for name in names}, group.defaults)
-
-
-__all__ = ["BANDS", "CARD", "DATA", "DEFAULT_MODEL", "HUB", "SCALE", "CardArguments", "HubArguments", "HubTarget"]
-__all__ += ["MODEL", "only", "own_group", "parse_bands", "parse_class_names", "parse_label_map", "parse_scale"]
+__all__ = ["BANDS", "CARD", "DATA", "DEFAULT_MODEL", "SCALE", "CardArguments", "HubArguments", "HubTarget"]
+__all__ += ["MODEL", "parse_bands", "parse_class_names", "parse_label_map", "parse_scale"]
 __all__ += ["training_groups"]

@@ -22,6 +22,11 @@ from ..utils.errors import UserError
 
 
 T = TypeVar("T")
+EXTRAS = {  # optional library -> extra of this package that installs it
+    **dict.fromkeys(("accelerate", "datasets", "jinja2", "kornia", "matplotlib", "peft"), "train"),
+    **dict.fromkeys(("affine", "pyarrow", "pyogrio", "rasterio", "shapely"), "scenes"),
+    "gradio": "demo",
+}
 RECIPES = Path(__file__).parents[1] / "assets" / "recipes"
 
 
@@ -51,13 +56,11 @@ class Group:
         title: Heading in the help.
         options: Dataclass with the fields that the flags set.
         flags: Field -> flag. Fields that are left out have no flag.
-        defaults: Values instead of the dataclass's own defaults.
     """
 
     title: str
     options: type
     flags: dict[str, Flag]
-    defaults: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Command:
         first: The flags that matter most; the help shows them first.
         positional: Name of a list field. Words before the first flag go into it.
         program: Program that runs the command.
+        has_recipes: `--config` also takes the name of a recipe of the paper.
     """
 
     name: str
@@ -79,6 +83,7 @@ class Command:
     first: Sequence[str] = ()
     positional: str | None = None
     program: str = "co2s"
+    has_recipes: bool = False
 
     def parse(self, words: Sequence[str] | None = None) -> dict[type, Any]:
         """Parse a command line, which overrides the options of `--config FILE`.
@@ -102,7 +107,7 @@ class Command:
                         given[name] = _parsed(name, flag, given[name])
             values: dict[type, dict[str, Any]] = {}
             for group in self.groups:
-                chosen = group.defaults | {name: given[name] for name in group.flags if name in given}
+                chosen = {name: given[name] for name in group.flags if name in given}
                 values.setdefault(group.options, {}).update(chosen)
             return {options: options(**chosen) for options, chosen in values.items()}
         except (UserError, argparse.ArgumentTypeError) as error:
@@ -115,6 +120,11 @@ class Command:
             yield
         except UserError as error:
             sys.exit(f"error: {self.in_flags(str(error))}")
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            sys.exit(f"error: {self.program} {self.name} needs {error.name}: pip install 'co2s_hf[{extra}]'")
 
     def in_flags(self, message: str) -> str:
         """Rewrite parameter names in an error message as flags: `bands=(4, 3, 2)` becomes --bands 4,3,2."""
@@ -168,8 +178,9 @@ class Command:
         parser.add_argument(
             "--config",
             metavar="FILE",
-            help="YAML or JSON file with any of these options, or a recipe of the paper: "
-            f"{', '.join(recipe_names())}. Flags on the command line override it.",
+            help="YAML or JSON file with any of these options"
+            + (f", or a recipe of the paper: {', '.join(recipe_names())}" if self.has_recipes else "")
+            + ". Flags on the command line override it.",
         )
         return parser
 
@@ -199,7 +210,9 @@ class Command:
                 raise argparse.ArgumentTypeError(
                     f"{path}: there is no option '{option}'" + (f"; did you mean '{meant[0]}'?" if meant else ".")
                 )
-            found += self._words(option, value)
+            words = self._words(option, value)
+            # One word, with "=": argparse would take a value that begins with a hyphen for a flag.
+            found += ["=".join(words)] if len(words) == 2 else words
         return found
 
 
@@ -269,7 +282,7 @@ def _add_flag(place, name: str, flag: Flag, group: Group):
         keywords |= {"choices": choices, "metavar": f"{{{'|'.join(choices)}}}"} if choices else {"type": kind}
     if not choices and kind is not bool:
         keywords["metavar"] = flag.name or name.rsplit("_", 1)[-1].upper()
-    default = group.defaults.get(name, _default_of(group.options, name))
+    default = _default_of(group.options, name)
     text = "" if default is False else _text_of(default)
     shown = f"{flag.help} [{text}]" if text else flag.help
     place.add_argument(f"--{name}", help=shown.replace("%", "%%"), **keywords)

@@ -14,7 +14,7 @@ publishes the page as a Space.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..utils.errors import UserImportError
+from ..utils.errors import UserImportError, UserOSError
 from .arguments import DEFAULT_MODEL
 from .command_line import Command, own_group, setting
 
@@ -41,4 +41,7 @@ def main(words: Sequence[str] | None = None):
         except ImportError as error:
             raise UserImportError(f"The demo needs more libraries ({error}): pip install 'co2s_hf[demo]'.") from error
         demo = Demo(args.checkpoint, args.crop_size)
-    launch(demo, args.share, args.port)
+        try:
+            launch(demo, args.share, args.port)
+        except OSError as error:  # gradio's, if the port is in use
+            raise UserOSError(f"The page cannot be opened: {error}. Choose another `port`.") from error

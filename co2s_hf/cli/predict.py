@@ -130,8 +130,8 @@ def check(args: PredictArguments, scene_options: SceneOptions, data_options: Dat
         )
     if args.images and data_options.scale == "percentiles":
         raise UserValueError(
-            "`images` needs a scale in numbers: `scale=(0, 3000)`. If the model was trained with percentiles, leave "
-            "`scale` out: its configuration has the numbers."
+            "`images` needs a scale in numbers: `scale=((0, 3000),)`. If the model was trained with percentiles, "
+            "leave `scale` out: its configuration has the numbers."
         )
     if not args.scenes:
         options = {f.name: f.default for f in fields(SceneOptions)} | {"resume": False}

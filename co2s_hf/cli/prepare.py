@@ -33,7 +33,7 @@ class PrepareArguments:
 
     output_dir: str | None = setting(None, "New folder for the data set.")
     push_to_hub: str | None = setting(None, "Repository on the Hub to write the data set to.", "user/name")
-    private: bool = setting(False, "Create the repository of --push_to_hub as private.")
+    private: bool = setting(False, "Create the repository as private. An existing one does not change.")
     tile_size: int | None = setting(None, "Cut larger images into square tiles of this side, in pixels.")
     tile_overlap: int = setting(0, "Least number of pixels that neighbouring tiles share.")
     report: str | None = setting(None, "Draw samples, class shares and sizes into this file (.html or .png).")

@@ -43,6 +43,7 @@ COMMAND = Command(
     name="train",
     description=__doc__,
     groups=[DATA, *training_groups(), CARD],
+    has_recipes=True,
     first=(
         "data_dir",
         "dataset_name",

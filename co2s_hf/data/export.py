@@ -60,8 +60,10 @@ def check_tiles(tile_size: int | None, tile_overlap: int):
     """Check that the overlap is smaller than the tile.
 
     Raises:
-        UserValueError: The overlap is negative, or not smaller than the tile.
+        UserValueError: The overlap is negative, not smaller than the tile, or given without a tile size.
     """
+    if tile_size is None and tile_overlap:
+        raise UserValueError(f"`tile_overlap` is {tile_overlap}; it goes with `tile_size`.")
     if tile_size is not None and not 0 <= tile_overlap < tile_size:
         raise UserValueError(
             f"`tile_overlap` is {tile_overlap}; expected 0 or more, and less than `tile_size`, which is {tile_size}."

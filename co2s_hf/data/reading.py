@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..model.configuration_co2s import Co2SConfig
-from ..utils.errors import UserFileNotFoundError, UserImportError, UserValueError
+from ..utils.errors import UserError, UserFileNotFoundError, UserImportError, UserValueError
 from .options import IGNORE
 
 
@@ -153,7 +153,8 @@ class ImageRule:
             UserValueError: There are not one or three bands, or `scale` is missing for values of more than 8 bits.
         """
         if num_bands not in (1, 3):
-            raise UserValueError(f"{name} holds {held()}. Choose three of them: `bands=(3, 2, 1)`.")
+            example = "(3, 2, 1)" if num_bands > 2 else "(1, 1, 1)"
+            raise UserValueError(f"{name} holds {held()}. Choose red, green and blue: `bands={example}`.")
         if self.scale is None and dtype != np.uint8:
             raise UserValueError(
                 f"{name} holds {held()}. Choose the values that become 0 and 255: `scale=((0, 3000),)`, or "
@@ -297,8 +298,10 @@ def open_image(file: StoredFile, expected: str | None = None) -> Iterator[Image.
         UserValueError: The file does not exist or cannot be read.
     """
     try:
-        with file.open() as stream, _open_with_pillow(stream) as image:
+        with file.open() as stream, Image.open(stream) as image:
             yield image
+    except UserError:
+        raise
     except Image.UnidentifiedImageError as error:
         content = _describe_raster(file)
         if content is None:
@@ -308,19 +311,8 @@ def open_image(file: StoredFile, expected: str | None = None) -> Iterator[Image.
         ) from error
     except FileNotFoundError as error:
         raise UserValueError(f"{file} does not exist. Correct the list that names it.") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, for damaged content
         raise UserValueError(f"{file} cannot be read as an image: {error}. {REPLACE_FILE}") from error
-
-
-@contextmanager
-def _open_with_pillow(stream: BinaryIO) -> Iterator[Image.Image]:
-    """Open an image, and convert the ValueError that Pillow raises for some broken files to an OSError."""
-    try:
-        image = Image.open(stream)
-    except ValueError as error:
-        raise OSError(str(error)) from error
-    with image:
-        yield image
 
 
 def read_bands(file: StoredFile, bands: tuple[int, ...] | None = None) -> np.ndarray:

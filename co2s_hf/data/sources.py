@@ -116,7 +116,7 @@ def open_source(
     return Source(
         **sets,
         id2label=id2label,
-        palette=description.palette or _embedded_palette(sets["labeled"], len(id2label)),
+        palette=description.palette or _embedded_palette(sets, scans, len(id2label)),
         class_concepts=description.concepts,
         scans=scans,
         findings=tuple(findings),
@@ -208,7 +208,8 @@ def _draw(
         known, classes = [known[place] for place in others], [classes[place] for place in others]
     if not known:
         raise UserValueError(
-            f"Of {len(pool)} images, {len(pool) - len(without)} have a label map: too few to train and to validate. "
+            f"Of {len(pool)} images, {len(pool) - labels.count(None)} have a label map: too few to train and to "
+            "validate. "
             "Add label maps: files of the same name in labels/, or cells of the label column."
         )
     fraction = 1.0 if options.labeled_fraction is None else options.labeled_fraction
@@ -258,11 +259,12 @@ def _count_classes(scans: dict[str, Scans]) -> list[str]:
     return [f"class_{index}" for index in range(highest + 1)]
 
 
-def _embedded_palette(labeled: Samples, num_labels: int) -> list[list[int]] | None:
-    """Return the colours in the palette of the first label file, if it has enough of them."""
-    if not labeled or labeled.label_rule != LabelRule():  # under other rules, the values are not class indices
+def _embedded_palette(sets: dict[str, Samples], scans: dict[str, Scans], num_labels: int) -> list[list[int]] | None:
+    """Return the colours in the palette of the first label file that was checked, if it has enough of them."""
+    checked = next((sets[name] for name in ("labeled", "validation") if scans[name].labels), None)
+    if checked is None or checked.label_rule != LabelRule():  # under other rules, the values are not class indices
         return None
-    with open_image(labeled[0].label) as label:
+    with open_image(checked[0].label) as label:
         colors = label.getpalette()
     if colors is None or len(colors) < 3 * num_labels:
         return None

@@ -19,6 +19,7 @@ from ..model.adapters_co2s import PEFT_CONFIG_FILE
 from ..model.configuration_co2s import Co2SConfig
 from ..model.modeling_co2s import Co2SForSemanticSegmentation
 from ..training.evaluation import METRICS, Evaluation
+from ..utils.errors import UserValueError, loading
 from ..utils.files import write_text
 
 
@@ -60,11 +61,14 @@ def write_card(folder: str | Path, evaluation: Evaluation | None = None, config:
         The path of README.md.
     """
     folder = Path(folder)
-    adapter, training = _read_json(folder / PEFT_CONFIG_FILE), _read_json(folder / TRAINING_FILE)
-    if config is None and adapter is None:
-        config = Co2SConfig.from_pretrained(folder)
-    elif config is None:
-        config = Co2SForSemanticSegmentation.from_pretrained(folder).config
+    adapter, training = (
+        read_json(path) if path.exists() else None for path in (folder / PEFT_CONFIG_FILE, folder / TRAINING_FILE)
+    )
+    if config is None:
+        with loading(f"The model in {folder}"):
+            model_class = Co2SConfig if adapter is None else Co2SForSemanticSegmentation
+            loaded = model_class.from_pretrained(folder)
+            config = loaded if adapter is None else loaded.config
     if training:
         training["data"]["name"] = _table_cell(training["data"]["name"])
     pictures = {name: p for name, p in (("predictions", PREDICTIONS), ("curves", CURVES)) if (folder / p).exists()}
@@ -108,7 +112,7 @@ def add_evaluation(folder: str | Path, evaluation: Evaluation, picture: str | Pa
         place = figure_path(evaluation)
         (folder / place).parent.mkdir(exist_ok=True)
         shutil.copyfile(picture, folder / place)
-    write_text(path, str(with_evaluation(ModelCard.load(path), evaluation, place)))
+    write_text(path, str(with_evaluation(load_card(path), evaluation, place)))
 
 
 def figure_path(evaluation: Evaluation) -> str:
@@ -181,8 +185,30 @@ def is_hub_name(name: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
 
 
-def _read_json(path: Path) -> dict | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def read_json(path: Path) -> dict:
+    """Read a JSON file of a model's folder.
+
+    Raises:
+        UserValueError: The file is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserValueError(f"'{path}' is damaged: {error}. Restore it, or train the model again.") from error
+
+
+def load_card(path: str | Path) -> ModelCard:
+    """Read a model card.
+
+    Raises:
+        UserValueError: Its header is damaged.
+    """
+    try:
+        return ModelCard.load(path)
+    except (ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
+        raise UserValueError(
+            f"The card '{path}' cannot be read: {error}. Correct its header, or remove it."
+        ) from error
 
 
 def _evaluation_key(evaluation: Evaluation) -> str:

@@ -1,6 +1,5 @@
 """Publish models on the Hub: first create the repository, later upload all files in one commit."""
 
-import json
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
@@ -18,9 +17,9 @@ from huggingface_hub.errors import (
 
 from ..model.adapters_co2s import PEFT_CONFIG_FILE
 from ..training.evaluation import Evaluation
-from ..utils.errors import UserOSError, UserValueError
+from ..utils.errors import UserError, UserOSError, UserValueError
 from ..utils.files import write_text
-from .cards import MODEL_PATH, figure_path, is_hub_name, with_evaluation, without_secrets
+from .cards import MODEL_PATH, figure_path, is_hub_name, load_card, read_json, with_evaluation, without_secrets
 
 
 CARD = "README.md"
@@ -77,7 +76,7 @@ def check_publishable(folder: str | Path):
     """
     folder = Path(folder)
     if (folder / PEFT_CONFIG_FILE).exists():
-        base = json.loads((folder / PEFT_CONFIG_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = read_json(folder / PEFT_CONFIG_FILE).get("base_model_name_or_path")
         with _publish_errors(f"Cannot check whether {base} is on the Hub", "Then start again."):
             is_published = is_hub_name(base or "") and HfApi().repo_exists(base)
         if not is_published:
@@ -152,7 +151,7 @@ def publish_evaluation(name: str, evaluation: Evaluation, picture: Path, revisio
         # With this parent, the Hub refuses the commit if the repository has changed in the meantime.
         parent = HfApi().repo_info(name, revision=revision).sha
         try:
-            card = ModelCard.load(hf_hub_download(name, CARD, revision=parent))
+            card = load_card(hf_hub_download(name, CARD, revision=parent))
         except RemoteEntryNotFoundError:  # its base class also stands for a missing connection
             card = ModelCard(f"# {name}\n")
         place = figure_path(evaluation)
@@ -194,7 +193,9 @@ def _publish_errors(problem: str, remedy: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise PublishError(f"{problem}: interrupted. {remedy}") from None
-    except (OSError, HTTPError, HFValidationError, RuntimeError) as error:
+    except UserError:
+        raise
+    except (OSError, HTTPError, ValueError, RuntimeError) as error:  # HFValidationError is a ValueError
         # If the transfer of a file fails, the cause of these two errors is the real error.
         cause = (isinstance(error, (RuntimeError, LocalEntryNotFoundError)) and error.__cause__) or error
         status = getattr(getattr(cause, "response", None), "status_code", None)

@@ -171,7 +171,8 @@ def predict_into_folder(
     """
     palette = palette_or_default(model.config.palette, model.config.num_labels)
     kinds = ("overlay", "confidence", "labels") if save_confidence else ("overlay", "labels")  # labels come last
-    jobs = list(enumerate(pictures))[accelerator.process_index :: accelerator.num_processes]
+    jobs = [(place, picture) for picture, place in dict(zip(pictures, range(len(pictures)))).items()]  # each file once
+    jobs = jobs[accelerator.process_index :: accelerator.num_processes]
     problems = []
     for place, picture in tqdm(jobs, desc="predicting", disable=not accelerator.is_main_process):
         targets = {kind: output_dir / kind / picture for kind in kinds}

@@ -10,7 +10,7 @@ from PIL import Image
 from ..model.configuration_co2s import Co2SConfig
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation, fuse_logits
-from ..utils.errors import UserOSError, UserValueError
+from ..utils.errors import UserValueError, loading
 from .windows import sliding_window_logits
 
 
@@ -30,14 +30,10 @@ def load_model(
     Raises:
         UserOSError: There is no such model, or its files cannot be read or downloaded.
     """
-    try:
+    what = f"`checkpoint` is '{checkpoint}', which"
+    with loading(what, expected="the folder of a trained model or its name on the Hub"):
         model = Co2SForSemanticSegmentation.from_pretrained(checkpoint, revision=revision, **model_kwargs)
         image_processor = Co2SImageProcessor.from_pretrained(checkpoint, revision=revision)
-    except (OSError, ValueError) as error:
-        raise UserOSError(
-            f"`checkpoint` is '{checkpoint}', which cannot be loaded; expected the folder of a trained model or its "
-            f"name on the Hub. {error}"
-        ) from error
     return model, image_processor
 
 

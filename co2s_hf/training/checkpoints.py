@@ -11,6 +11,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from .. import __version__
 from ..data.options import DataOptions
 from ..data.sources import Source
 from ..data.splits import write_lists
@@ -146,7 +147,11 @@ def make_record(
         "data_hash": data.hash,
         "device": str(accelerator.device),
         "mixed_precision": accelerator.mixed_precision,
-        "versions": {name: version(name) for name in ("co2s_hf", *LIBRARIES)} | {"python": platform.python_version()},
+        "versions": {
+            "co2s_hf": __version__,
+            **{name: version(name) for name in LIBRARIES},
+            "python": platform.python_version(),
+        },
         "git_revision": _git_revision(),
     }
     return json.loads(json.dumps(record))  # tuples become lists, as in the saved record, with which it is compared
@@ -217,13 +222,20 @@ def start_output(options: TrainingOptions, data: Source, record: dict):
 
 
 def _git_revision() -> str | None:
-    """Return the git commit of this package, with "-dirty" if files were changed; None without git or a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """Return the git commit of this package, with "-dirty" if files were changed.
+
+    It is None without git, and if git does not track this file, as in a virtual environment inside another repository.
+    """
+    tracked = ["git", "ls-files", "--error-unmatch", __file__]
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        answers = [
+            subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+            for command in (tracked, describe)
+        ]
     except OSError:
         return None
-    return answer.stdout.strip() or None
+    return None if answers[0].returncode else answers[1].stdout.strip() or None
 
 
 __all__ = [

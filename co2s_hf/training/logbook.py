@@ -40,6 +40,10 @@ class Logbook:
         self.entries.append({name: value.detach() for name, value in losses.items()})
         self.images += images
 
+    def start(self):
+        """Start the clock of the images per second."""
+        self.started = time.perf_counter()
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leave out the time of an evaluation or of saving a checkpoint from the images per second."""

@@ -146,6 +146,7 @@ def train(run: Run, evaluate_first: bool = False) -> Trained:
             write_json(run.output_dir / "metrics_before.json", before.to_dict())
 
     done, total = run.steps_done, options.max_train_steps
+    run.logbook.start()
     bar = tqdm(desc="training", initial=done, total=total, disable=not accelerator.is_main_process)
     for index, batch in enumerate(run.loader, start=done * options.gradient_accumulation_steps):
         was_skipped = training_step(run, batch, index)

@@ -74,15 +74,19 @@ def co2s_lora_config(
 
 def lora_config(model: Co2SForSemanticSegmentation, options: LoraOptions) -> LoraConfig:
     """Make the peft configuration for the options of a run."""
-    return co2s_lora_config(
-        model,
-        options.lora_rank,
-        options.lora_targets,
-        train_decoders=not options.freeze_decoders,
-        train_queries=not options.freeze_queries,
-        lora_alpha=options.lora_alpha or 2 * options.lora_rank,
-        lora_dropout=options.lora_dropout,
-    )
+    further = {} if options.lora_alpha is None else {"lora_alpha": options.lora_alpha}
+    try:
+        return co2s_lora_config(
+            model,
+            options.lora_rank,
+            options.lora_targets,
+            train_decoders=not options.freeze_decoders,
+            train_queries=not options.freeze_queries,
+            lora_dropout=options.lora_dropout,
+            **further,
+        )
+    except UserValueError as error:  # name the option, not the parameter
+        raise UserValueError(str(error).replace("`targets`", "`lora_targets`")) from error
 
 
 def has_adapter(model: Co2SForSemanticSegmentation) -> bool:

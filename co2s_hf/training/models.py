@@ -1,7 +1,5 @@
 """Build the model of a run: from scratch, from pretrained backbones, or from a trained model with an adapter."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from ..data.sources import Source
 from ..model.configuration_co2s import Co2SConfig
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
-from ..utils.errors import UserImportError, UserOSError, UserValueError
+from ..utils.errors import UserImportError, UserValueError, loading
 from .lora import lora_config
 from .options import AdaptationOptions, TrainingOptions
 
@@ -63,6 +61,11 @@ def build_model(options: TrainingOptions, data: Source) -> Co2SForSemanticSegmen
         UserValueError: `clip_model` is given, and the classes have no names.
         UserOSError: A pretrained backbone cannot be loaded.
     """
+    if len(data.id2label) < 2:
+        raise UserValueError(
+            f"The data has one class, {', '.join(data.id2label.values())}; at least two are needed. Name all classes "
+            "with `class_names`, and label some pixels of each."
+        )
     classes = {"id2label": data.id2label, "palette": data.palette, "class_concepts": data.class_concepts}
     if options.clip_model is None:
         model = tiny_model(**classes)
@@ -72,7 +75,7 @@ def build_model(options: TrainingOptions, data: Source) -> Co2SForSemanticSegmen
             "classes.json (which can also list several concepts per class)."
         )
     else:
-        with _loading():
+        with loading(f"`clip_model` {options.clip_model} or `dinov3_model` {options.dinov3_model}"):
             model = Co2SForSemanticSegmentation.from_backbones(options.clip_model, options.dinov3_model, **classes)
     if options.recipe == "released":
         model = repeat_released_quirks(model)
@@ -121,7 +124,7 @@ def open_base(options: AdaptationOptions) -> Co2SConfig:
         raise UserImportError(f"`quantize='{options.quantize}'` needs bitsandbytes: pip install bitsandbytes")
     if Path(options.checkpoint).is_dir():
         options.checkpoint = str(Path(options.checkpoint).resolve())  # the adapter stores it as its base
-    with _loading():
+    with loading(f"`checkpoint` {options.checkpoint}"):
         is_adapter = find_adapter_config_file(options.checkpoint) is not None
         config = None if is_adapter else Co2SConfig.from_pretrained(options.checkpoint)
         image_processor = None if is_adapter else Co2SImageProcessor.from_pretrained(options.checkpoint)
@@ -146,7 +149,7 @@ def build_adapted_model(options: AdaptationOptions, data: Source) -> Co2SForSema
         UserOSError: The base or its text encoder cannot be loaded.
         UserValueError: The data has other classes than the base, and `freeze_queries` is True.
     """
-    with _loading():
+    with loading(f"`checkpoint` {options.checkpoint}"):
         # Load in float32, even if the base was saved in half precision, which would round small updates to zero.
         model = Co2SForSemanticSegmentation.from_pretrained(
             options.checkpoint, dtype=torch.float32, **quantization(options.quantize)
@@ -200,15 +203,6 @@ def _record_inputs(model: Co2SForSemanticSegmentation, options: TrainingOptions,
     model.config.image_bands, model.config.image_scale = rule.bands, rule.scale
     if options.gradient_checkpointing:
         model.activation_checkpointing_enable()
-
-
-@contextmanager
-def _loading() -> Iterator[None]:
-    """Turn the OSError of a model that cannot be loaded into a UserOSError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserOSError(str(error)) from error
 
 
 __all__ = [

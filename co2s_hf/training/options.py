@@ -182,10 +182,13 @@ class TrainingOptions(LoraOptions):
         least |= dict.fromkeys(("strong_weight", "feature_dropout_weight", "stability_weight"), 0)
         least |= dict.fromkeys(("max_train_steps", "num_train_epochs", "eval_steps", "eval_epochs"), 1)
         least |= dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"), 1)
-        least |= {"checkpointing_steps": 1, "lora_rank": 1}
+        least |= {"checkpointing_steps": 1, "lora_rank": 1, "lora_alpha": 1, "lora_dropout": 0, "seed": 0}
+        least |= dict.fromkeys(("learning_rate", "backbone_lr_scale", "decoder_lr_scale"), 0)
         for name, minimum in least.items():
             if (value := getattr(self, name)) is not None and value < minimum:
                 raise UserValueError(f"`{name}` is {value}; it must be at least {minimum}.")
+        if self.lora_dropout >= 1:
+            raise UserValueError(f"`lora_dropout` is {self.lora_dropout}; it must be less than 1.")
         if self.confidence_threshold is not None and not 0 <= self.confidence_threshold <= 1:
             raise UserValueError(
                 f"`confidence_threshold` is {self.confidence_threshold}; a probability lies between 0 and 1."

@@ -5,6 +5,12 @@ traceback. Messages name Python parameters in backticks, such as `bands` or `ban
 these into --bands and --bands 4,3,2.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
 
 class UserError(Exception):
     """A value, file, library or permission is wrong or missing.
@@ -31,3 +37,22 @@ class UserFileExistsError(UserError, FileExistsError):
 
 class UserImportError(UserError, ImportError):
     """An optional library is not installed."""
+
+
+@contextmanager
+def loading(what: str, expected: str | None = None) -> Iterator[None]:
+    """Turn the errors of a model that cannot be loaded into a UserOSError.
+
+    transformers, safetensors and peft raise many types for missing, damaged or unsuitable files.
+
+    Args:
+        what: Name of the model, and of the parameter that gave it, for the message.
+        expected: What the parameter should have been, for the message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
+        remedy = "" if expected is None else f"; expected {expected}"
+        raise UserOSError(f"{what} cannot be loaded{remedy}. {error}") from error

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import UserFileExistsError
+from .errors import UserFileExistsError, UserOSError
 
 
 def check_new_folder(path: str | Path, remedy: str = "Choose another folder, or remove it.") -> Path:
@@ -23,10 +23,14 @@ def check_new_folder(path: str | Path, remedy: str = "Choose another folder, or 
 
     Raises:
         UserFileExistsError: The path is a file, or a folder with content.
+        UserOSError: The folder cannot be created.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserFileExistsError(f"'{path}' already exists and is not an empty folder. {remedy}")
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserOSError(f"'{path}' cannot be created: '{existing}' is no folder that can be written to. {remedy}")
     return path
 
 

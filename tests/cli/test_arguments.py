@@ -3,18 +3,15 @@
 import pytest
 
 from co2s_hf.cli.arguments import (
-    DATA,
     CardArguments,
     HubArguments,
-    only,
     parse_bands,
     parse_class_names,
     parse_label_map,
     parse_scale,
     training_groups,
 )
-from co2s_hf.cli.command_line import Command, Flag
-from co2s_hf.data.options import DataOptions
+from co2s_hf.cli.command_line import Flag
 from co2s_hf.training.options import AdaptationOptions, TrainingOptions
 
 
@@ -72,15 +69,6 @@ def test_a_training_command_leaves_out_and_renames_flags():
     usual = {name: flag for group in training_groups() for name, flag in group.flags.items()}
     assert usual["resume_from_checkpoint"] is flags["resume_from_checkpoint"] and "recipe" in usual
     assert {group.options for group in training_groups()} == {TrainingOptions}
-
-
-def test_a_group_can_be_reduced_to_some_flags(capsys):
-    reduced = only(DATA, "bands", "scale")
-    assert list(reduced.flags) == ["bands", "scale"] and reduced.options is DataOptions
-    command = Command("try", "", [reduced])
-    assert command.parse(["--bands", "3,2,1"])[DataOptions] == DataOptions(bands=(3, 2, 1))
-    with pytest.raises(SystemExit):
-        command.parse(["--data_dir", "a"])
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ class Options:
     """Plain options, whose help texts and parsers stand in a [`Group`]."""
 
     crop_size: int = 96
-    learning_rate: float | None = None
+    learning_rate: float = 0.5
     method: Literal["co2s", "supervised"] = "co2s"
     class_names: list[str] | None = None
     bands: tuple[int, int, int] | None = None
@@ -75,12 +75,13 @@ COMMAND = Command(
     name="try",
     description="Try it:\n    co2s try --flip",
     groups=[
-        Group("sizes", Options, SIZES, defaults={"learning_rate": 0.5}),
+        Group("sizes", Options, SIZES),
         Group("data", Options, DATA),
         own_group("words", Words),
     ],
     first=("flip", "crop_size"),
     positional="files",
+    has_recipes=True,
 )
 
 
@@ -99,8 +100,8 @@ def error_of(capsys, *words) -> str:
     return stderr.split("error: ", 1)[1].rstrip("\n")
 
 
-def test_without_words_the_defaults_of_the_options_and_of_the_group_hold():
-    assert parse() == (Options(learning_rate=0.5), Words(folders=["here"]))
+def test_without_words_the_defaults_of_the_options_hold():
+    assert parse() == (Options(), Words(folders=["here"]))
 
 
 def test_flags_set_the_options_with_their_types():
@@ -248,6 +249,20 @@ def test_words_before_the_first_flag_set_the_positional_option(tmp_path, capsys)
 )
 def test_wrong_words_are_errors_that_name_the_flag(words, message, capsys):
     assert message in error_of(capsys, *words)
+
+
+def test_a_missing_library_is_an_error_with_its_extra():
+    message = r"co2s try needs rasterio: pip install 'co2s_hf\[scenes\]'"
+    with pytest.raises(SystemExit, match=message), COMMAND.user_errors():
+        raise ModuleNotFoundError("No module named 'rasterio'", name="rasterio")
+    with pytest.raises(ModuleNotFoundError), COMMAND.user_errors():
+        raise ModuleNotFoundError("No module named 'co2s_hf.typo'", name="co2s_hf.typo")
+
+
+def test_a_value_in_a_file_may_begin_with_a_hyphen(tmp_path):
+    (tmp_path / "run.yaml").write_text("class_names: [-a]\nseed: -3\n")
+    options, words = parse("--config", tmp_path / "run.yaml")
+    assert words.seed == -3 and options.class_names == ["-a"]
 
 
 def test_a_bug_in_the_options_keeps_its_traceback():

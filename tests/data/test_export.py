@@ -5,7 +5,7 @@ import pytest
 from helpers import open_folder
 from PIL import Image
 
-from co2s_hf.data.export import description, prepared, tile_boxes
+from co2s_hf.data.export import check_tiles, description, prepared, tile_boxes
 from co2s_hf.data.options import DataOptions
 from co2s_hf.data.sources import open_source
 from co2s_hf.utils.errors import UserError
@@ -69,3 +69,8 @@ def test_grey_images_stay_grey(tmp_path):
     image = splits["labeled"][0]["image"]
     assert image.mode == "L"
     assert np.asarray(image).tolist() == np.asarray(Image.open(source.labeled[0].image.path)).tolist()
+
+
+def test_an_overlap_needs_a_tile_size():
+    with pytest.raises(ValueError, match="`tile_overlap` is 8; it goes with `tile_size`"):
+        check_tiles(None, 8)

@@ -15,7 +15,7 @@ from co2s_hf.data.reading import (
     percentile_scale,
     read_bands,
 )
-from co2s_hf.utils.errors import UserError
+from co2s_hf.utils.errors import UserError, UserValueError
 
 
 def stored_raster(path, values, **profile) -> StoredFile:
@@ -188,3 +188,20 @@ def test_images_are_found_below_a_folder(tmp_path):
     assert find_images(tmp_path, (".txt",)) == [tmp_path / "a/notes.txt"]
     with pytest.raises(FileNotFoundError, match="gone' does not exist"):
         find_images(tmp_path / "gone")
+
+
+def test_damaged_content_of_any_kind_names_the_file(tmp_path):
+    """Pillow raises a plain ValueError for some damaged BMP files while it decodes them."""
+    path = tmp_path / "damaged.bmp"
+    Image.new("RGB", (8, 8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[28] = 2  # bits per pixel, a value that Pillow has no decoder for
+    path.write_bytes(content)
+    with pytest.raises(UserValueError, match=r"damaged.bmp cannot be read as an image: "):
+        ImageRule().read(StoredFile(str(path)))
+
+
+def test_two_bands_need_another_choice_than_four(tmp_path):
+    for count, example in ((2, r"`bands=\(1, 1, 1\)`"), (4, r"`bands=\(3, 2, 1\)`")):
+        with pytest.raises(UserValueError, match=f"Choose red, green and blue: {example}"):
+            ImageRule().check("file.tif", np.dtype("uint8"), count, lambda: "bands")

@@ -253,6 +253,20 @@ def test_percentiles_give_one_scale_for_all_sets(folder):
     assert np.abs(image - expected[..., None]).max() <= 1  # float32 may round the other way
 
 
+# --- what evaluation needs
+
+
+def test_validation_needs_no_label_files_of_training(plain_folder):
+    lists = {
+        "labeled": [("images/area0/0.jpg", "labels/area0/missing.png")],
+        "unlabeled": [("images/area1/1.jpg", None)],
+    }
+    lists["validation"] = [(f"images/area{n % 2}/{n}.jpg", f"labels/area{n % 2}/{n}.png") for n in (2, 3, 4)]
+    write_lists(plain_folder / "splits", lists, {})
+    source = open_source(DataOptions(data_dir=str(plain_folder)), needed=("validation",))
+    assert len(source.validation) == 3 and len(source.id2label) == 3
+
+
 # --- the same data as a folder, as a saved data set and on the Hub
 
 

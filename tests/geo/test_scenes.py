@@ -448,7 +448,9 @@ BROKEN = {
     ),
     "four bands": (
         lambda folder: write_raster(folder / "scene.tif", random_image(20, 20, bands=5), **PLACE),
-        {}, UserValueError, r"holds \n  band 1 \(\w+\): uint8, \d+ to 255(.|\n)*band 5(.|\n)*Choose three of them",
+        {},
+        UserValueError,
+        r"holds \n  band 1 \(\w+\): uint8, \d+ to 255(.|\n)*band 5(.|\n)*Choose red, green and blue",
     ),
     "missing band": (
         lambda folder: write_raster(folder / "scene.tif", random_image(20, 20), **PLACE),

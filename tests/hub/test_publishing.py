@@ -329,3 +329,24 @@ def test_failed_upload_at_the_end_of_a_run_loses_nothing(hub, scenes_folder, tmp
     assert again.returncode == 0, again.stderr
     assert "model.safetensors" in files(hub, "user/scenes")
     assert not [name for name in files(hub, "user/scenes") if name.startswith("samples") or "predictions" in name]
+
+
+def test_errors_of_the_client_and_damaged_files_are_user_errors(hub, folder, monkeypatch, tmp_path):
+    def refused(*args, **kwargs):
+        raise ValueError("Invalid metadata in README.md")
+
+    name = claim_repository("user/fields")
+    with monkeypatch.context() as patched:
+        patched.setattr(HfApi, "create_commit", refused)
+        with pytest.raises(PublishError, match=r"Invalid metadata in README.md .*co2s push --checkpoint"):
+            publish(folder, name)
+    (folder / "README.md").write_text("---\n- a list\n---\ntext")
+    (folder / "training.json").write_text("{damaged")
+    run = run_command("push", "--checkpoint", folder, "--hub_model_id", "user/fields")
+    assert run.returncode == 0  # a card is uploaded as it is
+    (folder / "README.md").unlink()
+    run = run_command("push", "--checkpoint", folder, "--hub_model_id", "user/fields")
+    assert run.returncode == 1 and "training.json' is damaged" in run.stderr
+    (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    run = run_command("predict", "--checkpoint", folder, "--images", __file__, "--output_dir", tmp_path / "out")
+    assert run.returncode == 1 and f"--checkpoint is '{folder}'" in run.stderr and "cannot be loaded" in run.stderr

@@ -1,5 +1,8 @@
+import subprocess
+
 import pytest
 
+from co2s_hf.training import checkpoints
 from co2s_hf.training.checkpoints import check_output_dir, checkpoint_step, find_checkpoint
 from co2s_hf.training.options import TrainingOptions
 
@@ -25,3 +28,19 @@ def test_only_the_folder_of_a_run_is_overwritten(tmp_path):
     check_output_dir(options)
     with pytest.raises(FileExistsError, match=r"`resume_from_checkpoint='last'`"):
         check_output_dir(TrainingOptions(output_dir=str(tmp_path)))
+
+
+def test_the_revision_is_that_of_a_repository_that_tracks_this_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "__file__", str(tmp_path / "checkpoints.py"))
+    (tmp_path / "checkpoints.py").touch()
+    assert checkpoints._git_revision() is None
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "of somebody else"], check=True)
+    assert checkpoints._git_revision() is None  # as in a virtual environment inside another project
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "with the package"], check=True)
+    revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert checkpoints._git_revision() == revision
+    (tmp_path / "checkpoints.py").write_text("# changed")
+    assert checkpoints._git_revision() == f"{revision}-dirty"

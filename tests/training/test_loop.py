@@ -98,6 +98,34 @@ def test_python_runs_the_same_training(small_run, scenes_folder, tmp_path):
     assert trained.evaluation.to_dict() == read_metrics(small_run)
 
 
+def test_the_objective_has_the_options_of_the_run(scenes_folder, tmp_path):
+    forget_accelerator()
+    options = TrainingOptions(
+        recipe="released",
+        strong_weight=0.1,
+        feature_dropout_weight=0.2,
+        confidence_mode="pixelavg",
+        labeled_loss="ohem",
+        class_weights=["1", "2", "3", "4", "5", "6"],
+        output_dir=str(tmp_path / "run"),
+    )
+    objective = setup(options, DataOptions(data_dir=str(scenes_folder))).objective
+    forget_accelerator()
+    assert (objective.stability, objective.strong_weight, objective.feature_dropout_weight) == ("reference", 0.1, 0.2)
+    assert (objective.confidence_mode, objective.labeled_loss, objective.threshold) == ("pixelavg", "ohem", 0.6)
+    assert objective.class_weights.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_one_class_is_not_enough(scenes_folder, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(scenes_folder, data)
+    (data / "classes.json").unlink()
+    for path in (data / "labels").glob("*.png"):
+        Image.new("L", (48, 48)).save(path)
+    run = run_command("train", "--data_dir", data, "--output_dir", tmp_path / "run", *SMALL_RUN)
+    assert run.returncode == 1 and "The data has one class, class_0; at least two are needed" in run.stderr
+
+
 def test_an_output_folder_with_content_is_refused(small_run, scenes_folder):
     again = run_command("train", "--data_dir", scenes_folder, "--output_dir", small_run, *SMALL_RUN)
     assert again.returncode == 1

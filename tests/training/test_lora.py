@@ -109,6 +109,8 @@ def test_ranks_and_scales_reach_peft(base_folder):
     config = lora_config(load(base_folder), options)
     assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 6, 0.5)
     assert config.modules_to_save == ["clip.guidance"]
+    with pytest.raises(ValueError, match="`lora_targets` is 'everything'"):
+        lora_config(load(base_folder), LoraOptions(lora_targets="everything"))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from co2s_hf.utils.errors import UserFileExistsError
+from co2s_hf.utils.errors import UserFileExistsError, UserOSError
 from co2s_hf.utils.files import check_new_folder, write_json, write_text, written_beside, written_file
 
 
@@ -77,3 +77,10 @@ def test_folders_with_content_and_files_are_refused(tmp_path):
             check_new_folder(path)
     with pytest.raises(FileExistsError, match=r"folder. Use `overwrite=True`."):
         check_new_folder(tmp_path, "Use `overwrite=True`.")
+
+
+def test_a_folder_that_cannot_be_created_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserOSError, match=r"run' cannot be created: '.*file' is no folder that can be written to"):
+        check_new_folder(tmp_path / "file" / "below" / "run")
+    assert check_new_folder(tmp_path / "new" / "run") == tmp_path / "new" / "run"
