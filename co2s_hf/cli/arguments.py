@@ -7,8 +7,10 @@ and in `co2s finetune` (unless its entry in HELPS of finetune.py is None).
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..data.options import DataOptions
+from ..model.configuration_co2s import FUSIONS
 from ..training.options import TrainingOptions
 from ..utils.errors import UserValueError
 from .command_line import Flag, Group, own_group, parse_fraction, setting
@@ -203,6 +205,21 @@ def training_groups(
 
 
 @dataclass
+class InferenceArguments:
+    """Which model predicts, and how."""
+
+    checkpoint: str = setting(DEFAULT_MODEL, "Folder or Hub name of a trained model.")
+    crop_size: int | None = setting(None, "Side of the windows in pixels. Default: the side of the crops in training.")
+    fusion: Literal[FUSIONS] | None = setting(None, "How to fuse the students. Default: the model's own fusion.")
+    flip: bool = setting(False, "Average with the predictions for the mirrored images.")
+    seed: int = setting(0, "Seed of the drawn sets. Give the seed of the training.")
+    use_cpu: bool = setting(False, "Use the CPU even if there is a GPU.")
+    mixed_precision: Literal["no", "bf16"] | None = setting(
+        None, "Precision. Default: the choice of `accelerate launch`."
+    )
+
+
+@dataclass
 class HubTarget:
     """A repository to publish in. The fields are named as in transformers' TrainingArguments."""
 
@@ -239,6 +256,20 @@ class CardArguments(HubArguments):
 CARD = own_group("Hub", CardArguments)
 
 
-__all__ = ["BANDS", "CARD", "DATA", "DEFAULT_MODEL", "SCALE", "CardArguments", "HubArguments", "HubTarget"]
-__all__ += ["MODEL", "parse_bands", "parse_class_names", "parse_label_map", "parse_scale"]
-__all__ += ["training_groups"]
+__all__ = [
+    "BANDS",
+    "CARD",
+    "DATA",
+    "DEFAULT_MODEL",
+    "MODEL",
+    "SCALE",
+    "CardArguments",
+    "HubArguments",
+    "HubTarget",
+    "InferenceArguments",
+    "parse_bands",
+    "parse_class_names",
+    "parse_label_map",
+    "parse_scale",
+    "training_groups",
+]

@@ -21,34 +21,23 @@ predictions.png.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ..data.benchmarks import BENCHMARKS
 from ..data.options import DataOptions
-from ..model.configuration_co2s import FUSIONS
 from ..utils.errors import UserValueError
-from .arguments import DATA, DEFAULT_MODEL, HubArguments, HubTarget
+from .arguments import DATA, HubArguments, HubTarget, InferenceArguments
 from .command_line import Command, own_group, setting
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(InferenceArguments):
     """What to evaluate and how."""
 
-    checkpoint: str = setting(DEFAULT_MODEL, "Folder or Hub name of a trained model.")
     output_dir: str = setting("outputs/evaluation", "New folder for metrics.json and the figures.")
-    crop_size: int | None = setting(None, "Side of the windows in pixels. Default: the side of the crops in training.")
     eval_short_side: int | None = setting(
         None, "Short side in pixels that images are resized to first. Default: that of the image processor."
     )
-    fusion: Literal[FUSIONS] | None = setting(None, "How to fuse the students. Default: the model's own fusion.")
-    flip: bool = setting(False, "Average with the predictions for the mirrored images.")
     num_shown: int = setting(5, "Number of images in predictions.png.")
-    seed: int = setting(0, "Seed of the drawn sets. Give the seed of the training.")
-    use_cpu: bool = setting(False, "Use the CPU even if there is a GPU.")
-    mixed_precision: Literal["no", "bf16"] | None = setting(
-        None, "Precision. Default: the choice of `accelerate launch`."
-    )
 
     def __post_init__(self):
         if self.num_shown < 1:

@@ -34,34 +34,24 @@ from typing import Literal
 
 from ..data.options import DataOptions
 from ..geo.options import SceneOptions
-from ..model.configuration_co2s import FUSIONS
 from ..utils.errors import UserError, UserValueError
-from .arguments import DATA, DEFAULT_MODEL
+from .arguments import DATA, InferenceArguments
 from .command_line import Command, Flag, Group, own_group, setting
 
 
 @dataclass
-class PredictArguments:
+class PredictArguments(InferenceArguments):
     """What to predict, with which model, and where the results go."""
 
     scenes: list[str] | None = setting(
         None, "Georeferenced rasters: files, folders, file patterns, web addresses.", "SCENE"
     )
     images: list[str] | None = setting(None, "Image files, and folders that are searched for images.", "IMAGE")
-    checkpoint: str = setting(DEFAULT_MODEL, "Folder or Hub name of a trained model.")
     output: str = setting("outputs/maps", "For scenes: file of the map (.tif), or folder for the map of each scene.")
     output_dir: str = setting("outputs/predictions", "For images: folder for labels/, overlay/ and confidence/.")
     resume: bool = setting(False, "Continue the scenes of an interrupted run, and skip finished ones.")
     split: Literal["labeled", "unlabeled", "validation"] = setting("unlabeled", "Set of the data source to predict.")
-    crop_size: int | None = setting(None, "Side of the windows in pixels. Default: the side of the crops in training.")
-    fusion: Literal[FUSIONS] | None = setting(None, "How to fuse the students. Default: the model's own fusion.")
-    flip: bool = setting(False, "Average with the prediction for the mirrored image.")
     opacity: float = setting(0.5, "Opacity of the colours in the overlay of an image, 0 to 1.")
-    seed: int = setting(0, "Seed of the drawn sets. Give the seed of the training.")
-    use_cpu: bool = setting(False, "Use the CPU even if there is a GPU.")
-    mixed_precision: Literal["no", "bf16"] | None = setting(
-        None, "Precision. Default: the choice of `accelerate launch`."
-    )
 
 
 SCENE = Group(
