@@ -1,6 +1,10 @@
 """Evaluate a trained model on validation images: IoU and F1 per class, for both students and for their fusion.
 
-  co2s evaluate --checkpoint outputs/train_semi/model --data_dir outputs/scenes-seed0
+  # The model of `co2s train`, on the validation images of this package.
+  co2s evaluate
+
+  # The scenes that `co2s train --data drawn` draws.
+  co2s evaluate --checkpoint outputs/train_semi/model --data drawn
 
   # A data set on the Hub; a benchmark of the paper, with the paper's protocol.
   co2s evaluate --checkpoint outputs/train_semi/model --dataset_name user/fields
@@ -25,7 +29,7 @@ from pathlib import Path
 from ..data.benchmarks import BENCHMARKS
 from ..data.options import DataOptions
 from ..utils.errors import UserValueError
-from .arguments import DATA, HubArguments, HubTarget, InferenceArguments
+from .arguments import DATA, HubArguments, HubTarget, InferenceArguments, choose_data
 from .command_line import Command, own_group, setting
 
 
@@ -55,7 +59,7 @@ COMMAND = Command(
     name="evaluate",
     description=__doc__,
     groups=[own_group("evaluation", EvaluateArguments), DATA, own_group("Hub", PublishArguments)],
-    first=("checkpoint", "data_dir", "dataset_name", "output_dir", "flip"),
+    first=("checkpoint", "data", "data_dir", "dataset_name", "output_dir", "flip"),
 )
 
 
@@ -84,6 +88,7 @@ def run(args: EvaluateArguments, data_options: DataOptions, hub: PublishArgument
         check_publishable(args.checkpoint)
     accelerator = make_accelerator(args.use_cpu, args.mixed_precision)
     is_main = accelerator.is_main_process
+    choose_data(data_options, args.seed, accelerator.print)
     if is_main:
         check_new_folder(args.output_dir)
     revision = None if is_folder else hub.hub_revision
@@ -113,9 +118,7 @@ def run(args: EvaluateArguments, data_options: DataOptions, hub: PublishArgument
 
 
 def follow_paper(args: EvaluateArguments, data_options: DataOptions):
-    """Use the drawn scenes if no data is named, and the paper's protocol for its benchmarks."""
-    if not data_options.has_source:
-        data_options.data_dir = "outputs/scenes-seed0"  # the scenes that `co2s train` draws
+    """Use the paper's protocol for its benchmarks."""
     if data_options.dataset is not None:
         benchmark = BENCHMARKS[data_options.dataset]
         args.crop_size = args.crop_size or benchmark.crop_size
@@ -139,5 +142,6 @@ def check_classes(checkpoint: str, predicted: dict[int, str], labelled: dict[int
     if predicted != labelled:
         raise UserValueError(
             f"{checkpoint} predicts {', '.join(predicted.values())}, but the data is labelled with "
-            f"{', '.join(labelled.values())}. Evaluate a model of these classes."
+            f"{', '.join(labelled.values())}. Evaluate a model of these classes, or name the data of this model: "
+            "`data='drawn'`, `data_dir`, `dataset_name` or `dataset`."
         )

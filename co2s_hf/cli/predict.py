@@ -18,6 +18,9 @@
   # The unlabelled images of a data source.
   co2s predict --data_dir path/to/folder
 
+  # The validation images of this package.
+  co2s predict
+
 Scenes come first, before any flag. For images the command writes labels/NAME.png and overlay/NAME.png, and with
 --save_confidence also confidence/NAME.png, all in the size of the image. To continue after an interruption, run the
 same command again: images that have all their files are skipped. predictions.json contains the options of all
@@ -35,7 +38,7 @@ from typing import Literal
 from ..data.options import DataOptions
 from ..geo.options import SceneOptions
 from ..utils.errors import UserError, UserValueError
-from .arguments import DATA, InferenceArguments
+from .arguments import DATA, InferenceArguments, choose_data
 from .command_line import Command, Flag, Group, own_group, setting
 
 
@@ -50,7 +53,9 @@ class PredictArguments(InferenceArguments):
     output: str = setting("outputs/maps", "For scenes: file of the map (.tif), or folder for the map of each scene.")
     output_dir: str = setting("outputs/predictions", "For images: folder for labels/, overlay/ and confidence/.")
     resume: bool = setting(False, "Continue the scenes of an interrupted run, and skip finished ones.")
-    split: Literal["labeled", "unlabeled", "validation"] = setting("unlabeled", "Set of the data source to predict.")
+    split: Literal["labeled", "unlabeled", "validation"] | None = setting(
+        None, "Set of the data source to predict. Default: unlabeled; of --data real: validation."
+    )
     opacity: float = setting(0.5, "Opacity of the colours in the overlay of an image, 0 to 1.")
 
 
@@ -112,11 +117,11 @@ def main(words: Sequence[str] | None = None):
 
 
 def check(args: PredictArguments, scene_options: SceneOptions, data_options: DataOptions):
-    """Require exactly one source, and refuse options of scenes for other sources."""
-    if bool(args.scenes) + bool(args.images) + data_options.has_source != 1:
+    """Refuse two sources, and options of scenes for other sources."""
+    if bool(args.scenes) + bool(args.images) + data_options.has_source > 1:
         raise UserValueError(
-            "Give exactly one source to predict: scenes (`co2s predict scene.tif`), `images` with files or folders, "
-            "or a data set such as `data_dir`."
+            "Give one source to predict: scenes (`co2s predict scene.tif`), `images` with files or folders, or a data "
+            "set such as `data_dir`."
         )
     if args.images and data_options.scale == "percentiles":
         raise UserValueError(
@@ -187,6 +192,9 @@ def predict_images(args, save_confidence: bool, data_options: DataOptions, accel
     from ..inference.images import load_for_prediction
 
     output_dir, is_main = Path(args.output_dir), accelerator.is_main_process
+    if not args.images:
+        choose_data(data_options, args.seed, accelerator.print)
+        args.split = args.split or ("validation" if data_options.is_real else "unlabeled")
     model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size)
     with accelerator.main_process_first():  # the other processes find its results in the cache
         if args.images:
@@ -195,7 +203,7 @@ def predict_images(args, save_confidence: bool, data_options: DataOptions, accel
         else:
             source = open_source(data_options, args.seed, is_main, config=model.config, needed=(args.split,))
             samples = getattr(source, args.split)
-            pictures = folders.picture_names(samples, data_options.data_dir)
+            pictures = folders.picture_names(samples, data_options.folder)
             if is_main:
                 announce(source)
     options = folders.PictureOptions(args.checkpoint, args.fusion, args.crop_size, args.flip, args.opacity)

@@ -144,25 +144,31 @@ class Listing:
 def list_samples(options: DataOptions) -> Listing:
     """List the images of the source that the options name.
 
+    Args:
+        options: Options of the data, after [`DataOptions.fill`].
+
     Raises:
         UserFileNotFoundError: A folder or a list is missing.
         UserOSError: Something cannot be downloaded.
-        UserValueError: No source is named, or the options do not fit it.
+        UserValueError: The options do not fit the source.
     """
     if options.dataset is not None:
         return _list_benchmark(options)
     if options.dataset_name is not None:
         return _list_dataset(options)
-    if options.data_dir is not None:
-        return _list_folder(options)
-    raise UserValueError("Name the data: `data_dir`, `dataset_name` or `dataset`.")
+    if options.folder is None:
+        raise UserValueError(
+            "A training draws the scenes of `data='drawn'`, and chooses their folder. Name the folder of scenes that "
+            "were drawn before: `data_dir='outputs/scenes-seed0'`."
+        )
+    return _list_folder(options)
 
 
 # --- folders
 
 
 def _list_folder(options: DataOptions) -> Listing:
-    root = Path(options.data_dir)
+    root = Path(options.folder)
     if not root.is_dir():
         raise UserFileNotFoundError(f"`data_dir` is '{root}', which does not exist or is not a folder.")
     splits_dir = Path(options.splits_dir) if options.splits_dir else root / "splits"

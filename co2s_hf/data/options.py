@@ -11,13 +11,16 @@ from .benchmarks import BENCHMARKS, DATASETS_REPOSITORY
 
 IGNORE = 255  # label of pixels without a class, in every label map that this package returns
 PERCENTILES_SCALE = "percentiles"
+REAL_FOLDER = Path(__file__).parents[1] / "assets" / "dubai"  # the real images that the package ships
+REAL_NAME = "Dubai aerial imagery"
+REAL_LABELED_FRACTION = 1 / 12  # share of their training tiles that keeps its labels, if no other share is given
 OPTION_SOURCES = {  # option that has an effect on some sources only -> these sources
     "partition": ("dataset",),
     "splits_dir": ("data_dir", "dataset"),
     "dataset_config": ("dataset_name",),
     "dataset_revision": ("dataset_name", "dataset"),
     "split_column": ("dataset_name",),
-    "labeled_fraction": ("data_dir", "dataset_name"),
+    "labeled_fraction": ("data_dir", "dataset_name", "data"),
     "group_regex": ("data_dir", "dataset_name"),
 }
 
@@ -27,6 +30,9 @@ class DataOptions:
     """Which data to read, what its labels and bands mean, and how the sets are drawn.
 
     Args:
+        data: Images without a download. "real": the aerial images of Dubai in assets/dubai, with a fixed validation
+            set. "drawn": scenes that a training draws into a folder. None: "real", unless `data_dir`, `dataset_name`
+            or `dataset` names other images.
         data_dir: Folder with `images/` and `labels/`, and lists in `splits/` unless the sets are drawn. With
             `dataset`: a local copy of that benchmark.
         dataset_name: Data set on the Hub, or a local folder from `save_to_disk` or with parquet files.
@@ -39,7 +45,8 @@ class DataOptions:
         image_column, label_column: Columns of `dataset_name`.
         split_column: Column that holds "labeled", "unlabeled" or "validation". None: the names of the splits.
         labeled_fraction: Draw the sets. This share (above 0, up to 1) of the training images with labels keeps its
-            labels; the other images become unlabelled.
+            labels; the other images become unlabelled. None: `REAL_LABELED_FRACTION` of the real images; of other
+            images, no sets are drawn if there are lists.
         validation_fraction: Share (above 0, up to 1) of the images with labels to draw for validation, if the data has
             no validation set.
         group_regex: Regular expression for the part of an image's name that identifies its group. A group is drawn for
@@ -58,6 +65,7 @@ class DataOptions:
         UserFileNotFoundError: `label_colors` does not exist.
     """
 
+    data: Literal["real", "drawn"] | None = None
     data_dir: str | None = None
     dataset_name: str | None = None
     dataset_config: str | None = None
@@ -90,11 +98,18 @@ class DataOptions:
 
     def _check_source(self):
         """Refuse two sources, and options that have no effect on the chosen source."""
+        if self.data not in (None, "real", "drawn"):
+            raise UserValueError(f"`data` is '{self.data}'; expected real or drawn.")
+        if self.data is not None and (self.data_dir or self.dataset_name or self.dataset):
+            other = next(name for name in ("data_dir", "dataset_name", "dataset") if getattr(self, name))
+            raise UserValueError(
+                f"Give one source: `data` is {self.data}, and `{other}` is '{getattr(self, other)}'. Leave one out."
+            )
         if self.dataset_name is not None and (self.data_dir or self.dataset):
             raise UserValueError("Give one source: `data_dir`, `dataset_name` or `dataset`.")
         if self.dataset is not None and self.dataset not in BENCHMARKS:
             raise UserValueError(f"`dataset` is '{self.dataset}'; expected {', '.join(BENCHMARKS)}.")
-        source = "dataset" if self.dataset else "dataset_name" if self.dataset_name else "data_dir"
+        source = next((name for name in ("dataset", "dataset_name", "data_dir") if getattr(self, name)), "data")
         for name, sources in OPTION_SOURCES.items():
             if getattr(self, name) is not None and source not in sources:
                 needed = " or ".join(f"`{other}`" for other in sources)
@@ -160,6 +175,22 @@ class DataOptions:
             )
         self.scale = pairs
 
+    def fill(self):
+        """Choose the real images if no source is named, and the share of them that keeps its labels. In place."""
+        if self.is_real:
+            self.data = "real"
+            self.labeled_fraction = self.labeled_fraction or REAL_LABELED_FRACTION
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the images are the real ones of this package."""
+        return self.data == "real" or not self.has_source
+
+    @property
+    def folder(self) -> str | None:
+        """Folder of the images; None if they come from a data set or from the Hub, or are not drawn yet."""
+        return str(REAL_FOLDER) if self.is_real else self.data_dir
+
     @property
     def dataset_id(self) -> str | None:
         """Name of the data set on the Hub; None for local data."""
@@ -173,9 +204,11 @@ class DataOptions:
         """Name of the data for tables and cards: that of the benchmark, the data set or the folder."""
         if self.dataset is not None:
             return BENCHMARKS[self.dataset].folder
+        if self.is_real:
+            return REAL_NAME
         return self.dataset_id or Path(self.dataset_name or self.data_dir).resolve().name
 
     @property
     def has_source(self) -> bool:
-        """Whether `data_dir`, `dataset_name` or `dataset` is given."""
-        return any(source is not None for source in (self.data_dir, self.dataset_name, self.dataset))
+        """Whether `data`, `data_dir`, `dataset_name` or `dataset` is given."""
+        return any(source is not None for source in (self.data, self.data_dir, self.dataset_name, self.dataset))

@@ -1,6 +1,6 @@
 """Samples (an image with or without a label map), and the augmented items of a training run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -14,12 +14,20 @@ from datasets import Image as ImageColumn
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..utils.seeding import LABELED_STREAM, UNLABELED_STREAM, VIEWS_STREAM, random_generator
+from ..utils.seeding import (
+    LABELED_STREAM,
+    RARE_CLASS_STREAM,
+    UNLABELED_STREAM,
+    VIEWS_STREAM,
+    WARM_UP_STREAM,
+    random_generator,
+)
 from .reading import IGNORE, ImageRule, LabelRule, StoredFile, base_scale
 from .views import SCALE_RANGE, Geometry, draw_appearance, draw_cutmix_box
 
 
 ROWS_PER_READ = 64  # rows that are read from a table together, which is ten times as fast as row by row
+RARE_CLASS_CROPS, RARE_CLASS_SHARE = 10, 0.01  # crops to try; share of the view that the class should cover
 FEATURES = Features({"image": ImageColumn(decode=False), "label": ImageColumn(decode=False), "row": Value("string")})
 
 
@@ -130,6 +138,30 @@ def _stored_file(row: dict, column: str) -> StoredFile | None:
     return StoredFile(cell["path"] or "", cell["bytes"], name)
 
 
+class RareClasses:
+    """Rare-class sampling (DAFormer, arXiv 2111.14887): draw a class, and then an image that contains it.
+
+    P(class) is proportional to exp((1 - its share of the labelled pixels) / temperature).
+
+    Args:
+        counts: For each labelled image: class index -> number of pixels. Other keys than classes are left out.
+        num_labels: Number of classes.
+        temperature: A low temperature draws rare classes more often. 0.01 for many classes, 0.1 to 0.5 for few.
+    """
+
+    def __init__(self, counts: Sequence[Mapping[int, int]], num_labels: int, temperature: float):
+        pixels = np.array([[image.get(label, 0) for label in range(num_labels)] for image in counts], dtype=float)
+        share = pixels.sum(axis=0) / pixels.sum()
+        weights = np.exp((share[share > 0].min() - share) / temperature) * (share > 0)  # at most 1: no overflow
+        self.probabilities = weights / weights.sum()
+        self.images = [np.flatnonzero(pixels[:, label]) for label in range(num_labels)]
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Draw a class and an image, and return their indices."""
+        label = int(rng.choice(len(self.probabilities), p=self.probabilities))
+        return label, int(rng.choice(self.images[label]))
+
+
 class PairedViews(Dataset):
     """The items of a whole training run. An item contains one labelled and one unlabelled sample, both augmented.
 
@@ -161,6 +193,8 @@ class PairedViews(Dataset):
             label file has `ignore_index` everywhere.
         base_size: (long, short) side in pixels. Images are scaled to fit into it before the random scale. None: no
             scaling.
+        rare_classes: Draws the labelled image of an item, and a class that its crop should contain. None: every pass
+            takes each labelled image once.
     """
 
     def __init__(
@@ -175,12 +209,13 @@ class PairedViews(Dataset):
         partner: Literal["another", "same"] | None = None,
         with_hidden_labels: bool = False,
         base_size: tuple[int, int] | None = None,
+        rare_classes: RareClasses | None = None,
     ):
         self.labeled, self.unlabeled = labeled, unlabeled
         self.crop_size, self.length, self.num_labeled_only = crop_size, length, num_labeled_only
         self.seed, self.ignore_index = seed, ignore_index
         self.partner, self.with_hidden_labels = partner, with_hidden_labels
-        self.base_size = base_size
+        self.base_size, self.rare_classes = base_size, rare_classes
 
     def __len__(self) -> int:
         return self.length
@@ -189,8 +224,13 @@ class PairedViews(Dataset):
         if not 0 <= index < self.length:
             raise IndexError(f"Item {index} of {self.length}.")  # this ends a plain `for` loop over the items
         rng = random_generator(self.seed, VIEWS_STREAM, index)
-        labeled = self.labeled[self._position(LABELED_STREAM, index, len(self.labeled))]
-        item = self._labeled_item(labeled, rng)
+        if self.rare_classes is None:
+            position = self._position(LABELED_STREAM, index, len(self.labeled))
+            item = self._labeled_item(self.labeled[position], rng)
+        else:
+            own_rng = random_generator(self.seed, RARE_CLASS_STREAM, index)
+            label, position = self.rare_classes.draw(own_rng)
+            item = self._labeled_item(self.labeled[position], own_rng, label)
         if index < self.num_labeled_only:
             return item
         position = self._position(UNLABELED_STREAM, index - self.num_labeled_only, len(self.unlabeled))
@@ -210,21 +250,44 @@ class PairedViews(Dataset):
         lap, place = divmod(index, size)
         return int(_permutation(self.seed, stream, lap, size)[place])
 
-    def _draw_geometry(self, sample: Sample, rng: np.random.Generator) -> tuple[Geometry, Image.Image]:
-        """Draw a random geometry for a sample, and return the geometry and the image."""
+    def _draw_scale(self, sample: Sample, rng: np.random.Generator) -> tuple[Image.Image, float]:
+        """Draw a random scale for a sample, and return the image and the factor to scale it by."""
         scale = rng.uniform(*SCALE_RANGE)
         image = sample.load_image(self.base_size, scale)
-        scale *= base_scale(image.size, self.base_size)
-        return Geometry.draw(rng, image.size, self.crop_size, scale), image
+        return image, scale * base_scale(image.size, self.base_size)
 
-    def _labeled_item(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor | str]:
-        geometry, image = self._draw_geometry(sample, rng)
-        labels = geometry.apply(sample.load_label(), self.ignore_index, Image.Resampling.NEAREST)
-        labels = torch.from_numpy(labels)
-        return {"labeled": _weak_view(geometry, image), "labels": labels, "labeled_name": str(sample.image)}
+    def _labeled_item(
+        self, sample: Sample, rng: np.random.Generator, wanted: int | None = None
+    ) -> dict[str, torch.Tensor | str]:
+        """Return the labelled part of an item.
+
+        Args:
+            sample: The labelled sample.
+            rng: Random generator.
+            wanted: Class that the crop should contain. If it covers less than a hundredth of the view, the crop is
+                drawn again, up to ten times in all. The crop with most of the class is used.
+        """
+        image, scale = self._draw_scale(sample, rng)
+        label_map = sample.load_label()
+        best, most = None, -1
+        for _ in range(1 if wanted is None else RARE_CLASS_CROPS):
+            geometry = Geometry.draw(rng, image.size, self.crop_size, scale)
+            labels = geometry.apply(label_map, self.ignore_index, Image.Resampling.NEAREST)
+            found = int((labels == wanted).sum())
+            if found > most:
+                best, most = (geometry, labels), found
+            if found >= RARE_CLASS_SHARE * labels.size:
+                break
+        geometry, labels = best
+        return {
+            "labeled": _weak_view(geometry, image),
+            "labels": torch.from_numpy(labels),
+            "labeled_name": str(sample.image),
+        }
 
     def _unlabeled_item(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        geometry, image = self._draw_geometry(sample, rng)
+        image, scale = self._draw_scale(sample, rng)
+        geometry = Geometry.draw(rng, image.size, self.crop_size, scale)
         item = {
             "weak": _weak_view(geometry, image),
             "padding": torch.from_numpy(geometry.padding()),
@@ -237,6 +300,29 @@ class PairedViews(Dataset):
             labels = geometry.apply(labels, self.ignore_index, Image.Resampling.NEAREST)
             item["hidden_labels"] = torch.from_numpy(labels)
         return item
+
+
+class WeakViews(Dataset):
+    """Weak views of unlabelled images that are not part of the training. They have no labelled sample.
+
+    Each item is a dictionary with `weak` and `padding`, see [`PairedViews`].
+
+    Args:
+        items: Items of the training, with the unlabelled samples.
+        numbers: Numbers of the views, from 0. A view depends only on its number and the seed.
+    """
+
+    def __init__(self, items: PairedViews, numbers: Sequence[int]):
+        self.items, self.numbers = items, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        number, items = self.numbers[index], self.items
+        sample = items.unlabeled[items._position(UNLABELED_STREAM, number, len(items.unlabeled))]
+        item = items._unlabeled_item(sample, random_generator(items.seed, WARM_UP_STREAM, number))
+        return {key: item[key] for key in ("weak", "padding")}
 
 
 # Drawing the permutation again for every item would be slow. Each list needs one entry for its current pass.

@@ -61,6 +61,12 @@ class Source:
             counts.update(facts.counts)
         return np.array([counts[index] for index in self.id2label])
 
+    @property
+    def labeled_share(self) -> np.ndarray:
+        """Share of each class in the labelled pixels, (classes,), 0 to 1."""
+        pixels = self.labeled_pixels
+        return pixels / max(pixels.sum(), 1)
+
 
 def open_source(
     options: DataOptions,
@@ -76,7 +82,7 @@ def open_source(
     results are cached.
 
     Args:
-        options: Options of the data. They must name a source.
+        options: Options of the data. If they name no source, the real images of this package are opened.
         seed: Seed for drawing the sets.
         progress: Show a progress bar while files are checked.
         with_hidden_labels: Also check the label maps of unlabelled images, if there are any.
@@ -90,6 +96,8 @@ def open_source(
         DataError: Files cannot be used. The message lists all of them.
         UserValueError: The options do not fit the data.
     """
+    options = replace(options)
+    options.fill()
     listing = list_samples(options)
     description = listing.description if options.label_colors is None else read_classes(Path(options.label_colors))
     rules = {

@@ -34,7 +34,8 @@ def write_space(folder: Path, checkpoint: str):
     """
     write_text(folder / "app.py", APP)
     package = Path(__file__).parents[1]
-    shutil.copytree(package, folder / "co2s_hf", ignore=shutil.ignore_patterns("__pycache__"))
+    # The demo needs no images, backbones or recipes.
+    shutil.copytree(package, folder / "co2s_hf", ignore=shutil.ignore_patterns("__pycache__", "assets"))
     is_folder = Path(checkpoint).exists()
     write_text(
         folder / "app.yaml",

@@ -12,6 +12,10 @@ VIEWS_STREAM = 0  # crops, flips and appearance of one training item
 LABELED_STREAM = 1  # order of the labelled images in one pass through their list
 UNLABELED_STREAM = 2  # order of the unlabelled images in one pass through their list
 SPLIT_STREAM = 3  # which images become validation or labelled images
+RARE_CLASS_STREAM = 4  # class, image and crop of one labelled item, with rare-class sampling
+WARM_UP_STREAM = 5  # views that show whether the warm-up may end
+PRETRAINING_STREAM = 4  # order of the tiles in one pass of a pretraining
+PRETRAINING_VIEWS_STREAM = 5  # crop and appearance of one item of a pretraining
 
 
 def random_generator(seed: int, stream: int, index: int) -> np.random.Generator:

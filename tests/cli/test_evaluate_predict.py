@@ -9,6 +9,9 @@ from helpers import open_folder, read_metrics, run_command, save_checkpoint
 from PIL import Image
 
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
+from co2s_hf.data.listings import read_classes
+from co2s_hf.data.options import DataOptions
+from co2s_hf.data.sources import open_source
 from co2s_hf.inference.images import predict_logits
 from co2s_hf.utils.figures import Example, draw_confusion, draw_predictions, overlay
 
@@ -148,6 +151,59 @@ def test_an_evaluation_overwrites_nothing(model_folder, scenes_folder):
     run = run_evaluate(model_folder, scenes_folder, model_folder)
     assert run.returncode == 1 and f"'{model_folder}' already exists and is not an empty folder" in run.stderr
     assert sorted(model_folder.iterdir()) == before
+
+
+@pytest.fixture
+def real_model(tmp_path, few_real_images) -> Path:
+    """A model with random weights, for the classes of the real images."""
+    description = read_classes(few_real_images / "classes.json")
+    id2label = dict(enumerate(description.names))
+    save_checkpoint(tmp_path / "model", id2label=id2label, palette=description.palette, crop_size=32)
+    return tmp_path / "model"
+
+
+REAL_IS_USED = "No data is named: using the validation images of Dubai aerial imagery in this package.\n"
+
+
+def test_the_real_images_are_evaluated_if_no_data_is_named(real_model, few_real_images, tmp_path):
+    for output, data in (("default", ()), ("named", ("--data", "real"))):
+        words = ("--checkpoint", real_model, "--output_dir", tmp_path / output, "--use_cpu")
+        run = run_command("evaluate", *words, *data)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.startswith(REAL_IS_USED) == (output == "default")
+    run = run_evaluate(real_model, few_real_images, tmp_path / "folder", "--labeled_fraction", "1/12")
+    assert run.returncode == 0, run.stderr
+    default, named, folder = (read_metrics(tmp_path / name) for name in ("default", "named", "folder"))
+    assert default == named and (default["data"], default["num_images"]) == ("Dubai aerial imagery", 2)
+    assert folder | {"data": "Dubai aerial imagery"} == default
+
+
+def test_a_model_of_other_classes_needs_its_own_data(model_folder, few_real_images, tmp_path):
+    run = run_command("evaluate", "--checkpoint", model_folder, "--output_dir", tmp_path / "evaluation", "--use_cpu")
+    assert run.returncode == 1 and not (tmp_path / "evaluation").exists()
+    assert "but the data is labelled with building, land, road, vegetation, water. Evaluate a model of" in run.stderr
+    assert "or name the data of this model: --data drawn, --data_dir, --dataset_name or --dataset." in run.stderr
+
+
+def test_drawn_scenes_of_a_seed_are_evaluated(model_folder, scenes_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "scenes-seed3").symlink_to(scenes_folder)
+    run = run_command("evaluate", "--checkpoint", model_folder, "--data", "drawn", "--seed", 3, "--use_cpu")
+    assert run.returncode == 0, run.stderr
+    assert read_metrics(tmp_path / "outputs" / "evaluation")["num_images"] == 2
+    run = run_command("predict", "--checkpoint", model_folder, "--data", "drawn", "--use_cpu")
+    assert run.returncode == 1 and "--data_dir is 'outputs/scenes-seed0', which does not exist" in run.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("--data", "real"), ("--split", "labeled")])
+def test_the_real_images_are_predicted_if_no_images_are_named(words, real_model, few_real_images, tmp_path):
+    run = run_command("predict", "--checkpoint", real_model, "--output_dir", tmp_path / "out", *words, "--use_cpu")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(REAL_IS_USED) == ("--data" not in words)
+    expected = open_source(DataOptions(data="real")).labeled.paths if "labeled" in words else []
+    names = [Path(path).stem for path in expected] or ["tile1_part3", "tile1_part7"]
+    assert sorted(path.stem for path in (tmp_path / "out" / "labels").iterdir()) == sorted(names)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from co2s_hf.geo.options import SceneOptions
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Give exactly one source to predict: scenes"),
-        (["a.tif", "--images", "b.png"], "Give exactly one source to predict"),
+        (["a.tif", "--data", "real"], "Give one source to predict: scenes"),
+        (["a.tif", "--images", "b.png"], "Give one source to predict"),
         (["--images", "b.png", "--cog"], "--cog is for scenes"),
         (["--images", "b.png", "--resume"], "--resume is for scenes"),
         (["--images", "b.png", "--scale", "percentiles"], "--images needs a scale in numbers: --scale 0 3000"),
@@ -26,7 +26,7 @@ def test_the_command_refuses_options_that_do_not_fit_the_input(words, message, c
 
 @pytest.mark.parametrize(
     "words",
-    [["a.tif", "--scale", "percentiles", "--cog", "--resume"], ["--images", "b.png", "--save_confidence"]],
+    [[], ["a.tif", "--scale", "percentiles", "--cog", "--resume"], ["--images", "b.png", "--save_confidence"]],
 )
 def test_the_command_accepts_options_that_fit_the_input(words):
     arguments = predict.COMMAND.parse(words)

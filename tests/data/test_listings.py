@@ -7,7 +7,7 @@ from datasets import Image as ImageColumn
 from helpers import open_folder
 from PIL import Image
 
-from co2s_hf.data.listings import ClassDescription, list_samples, read_classes
+from co2s_hf.data.listings import ClassDescription, read_classes
 from co2s_hf.data.options import DataOptions
 from co2s_hf.data.sources import Source, open_source
 from co2s_hf.data.splits import SPLITS
@@ -18,9 +18,9 @@ def sizes(source: Source) -> list[int]:
     return [len(part) for part in (source.labeled, source.unlabeled, source.validation)]
 
 
-def test_a_source_is_necessary():
-    with pytest.raises(UserError, match="Name the data: `data_dir`, `dataset_name` or `dataset`"):
-        list_samples(DataOptions())
+def test_scenes_must_have_been_drawn():
+    with pytest.raises(UserError, match="Name the folder of scenes that were drawn before: `data_dir='outputs/sc"):
+        open_source(DataOptions(data="drawn"))
 
 
 # --- classes.json

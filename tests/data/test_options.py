@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from co2s_hf.data.options import DataOptions
+from co2s_hf.data.options import REAL_FOLDER, DataOptions
 from co2s_hf.utils.errors import UserError
 
 
@@ -14,8 +14,14 @@ from co2s_hf.utils.errors import UserError
         ({"data_dir": "a", "partition": "1_8"}, "`partition` is 1_8; it goes with `dataset`, not with `data_dir`"),
         (
             {"dataset": "whdld", "labeled_fraction": 0.5},
-            "`labeled_fraction` is 0.5; it goes with `data_dir` or `dataset_name`, not with `dataset`",
+            "`labeled_fraction` is 0.5; it goes with `data_dir` or `dataset_name` or `data`, not with `dataset`",
         ),
+        ({"data": "dubai"}, "`data` is 'dubai'; expected real or drawn"),
+        ({"data": "real", "data_dir": "a"}, "Give one source: `data` is real, and `data_dir` is 'a'. Leave one out"),
+        ({"data": "drawn", "dataset_name": "a"}, "Give one source: `data` is drawn, and `dataset_name` is 'a'"),
+        ({"data": "real", "dataset": "whdld"}, "Give one source: `data` is real, and `dataset` is 'whdld'"),
+        ({"data": "real", "splits_dir": "a"}, "`splits_dir` is a; it goes with `data_dir` or `dataset`, not with `da"),
+        ({"group_regex": "a"}, "`group_regex` is a; it goes with `data_dir` or `dataset_name`, not with `data`"),
         (
             {"dataset_name": "a", "splits_dir": "b"},
             "`splits_dir` is b; it goes with `data_dir` or `dataset`, not with `dataset_name`",
@@ -56,6 +62,19 @@ def test_values_are_converted_to_the_types_of_the_rules():
     assert options.data_dir == "a" and options.bands == (4, 3, 2)
     assert repr(options.scale) == "((0.0, 3000.0),)"
     assert DataOptions(scale="percentiles").scale == "percentiles"
+
+
+def test_the_real_images_are_used_if_no_data_is_named():
+    options, real, drawn = DataOptions(), DataOptions(data="real", labeled_fraction=0.5), DataOptions(data="drawn")
+    own = DataOptions(data_dir="a")
+    assert (options.has_source, options.is_real, own.is_real, drawn.is_real) == (False, True, False, False)
+    for filled in (options, real, drawn, own):
+        filled.fill()
+    assert (options.data, options.labeled_fraction, options.folder) == ("real", 1 / 12, str(REAL_FOLDER))
+    assert (options.data_name, options.dataset_id) == ("Dubai aerial imagery", None)
+    assert (real.labeled_fraction, real.folder) == (0.5, str(REAL_FOLDER))
+    assert (drawn.data, drawn.labeled_fraction, drawn.folder) == ("drawn", None, None)
+    assert (own.data, own.labeled_fraction, own.folder) == (None, None, "a")
 
 
 def test_data_has_a_name_and_perhaps_a_place_on_the_hub(tmp_path):

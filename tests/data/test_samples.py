@@ -6,7 +6,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from co2s_hf.data.reading import StoredFile
-from co2s_hf.data.samples import PairedViews, Sample, Samples
+from co2s_hf.data.samples import PairedViews, RareClasses, Sample, Samples, WeakViews
 from co2s_hf.data.views import make_views
 
 
@@ -174,3 +174,57 @@ def test_a_jpeg_that_is_decoded_smaller_gives_the_same_views(tmp_path):
     for from_jpeg, from_png in zip(*views):
         assert torch.equal(from_jpeg["labels"], from_png["labels"])
         assert (from_jpeg["labeled"].int() - from_png["labeled"].int()).abs().float().mean() < 2
+
+
+def test_rare_classes_are_drawn_more_often_with_an_image_that_has_them():
+    counts = [{0: 90, 255: 50}, {0: 70, 1: 20}, {1: 10, 2: 10}]  # shares 0.8, 0.15, 0.05; class 3 has no label
+    rare = RareClasses(counts, num_labels=4, temperature=0.5)
+    expected = np.exp((1 - np.array([0.8, 0.15, 0.05])) / 0.5)
+    assert rare.probabilities == pytest.approx([*(expected / expected.sum()), 0.0])
+    rng = np.random.default_rng(0)
+    drawn = [rare.draw(rng) for _ in range(2000)]
+    found = np.bincount([label for label, _ in drawn], minlength=4) / 2000
+    assert found == pytest.approx(rare.probabilities, abs=0.03)
+    images = {label: {image for drawn_label, image in drawn if drawn_label == label} for label in range(3)}
+    assert images == {0: {0, 1}, 1: {1, 2}, 2: {2}}
+    cold = RareClasses(counts, num_labels=4, temperature=1e-4)  # no overflow
+    assert cold.probabilities == pytest.approx([0, 0, 1, 0])
+
+
+@pytest.fixture
+def with_a_corner(tmp_path):
+    """Two samples of 256 px: class 0 alone, and class 0 with class 1 in the upper left 96 px."""
+    for n in range(2):
+        Image.new("RGB", (256, 256), (100 + n, 0, 0)).save(tmp_path / f"{n}.png")
+        label = np.zeros((256, 256), dtype=np.uint8)
+        label[: 96 * n, : 96 * n] = 1
+        Image.fromarray(label).save(tmp_path / f"label{n}.png")
+    return tuple(stored(tmp_path / f"{n}.png", tmp_path / f"label{n}.png") for n in range(2))
+
+
+def test_crops_are_drawn_again_until_they_hold_the_rare_class(with_a_corner):
+    rare = RareClasses([{0: 65536}, {0: 56320, 1: 9216}], num_labels=2, temperature=0.01)  # always class 1
+    settings = {"crop_size": 64, "length": 40, "seed": 1}
+    plain = PairedViews(with_a_corner, with_a_corner, **settings)
+    sampled = PairedViews(with_a_corner, with_a_corner, **settings, rare_classes=rare)
+    shares = [[(item["labels"] == 1).float().mean().item() for item in items] for items in (plain, sampled)]
+    assert all(item["labeled_name"].endswith("1.png") for item in sampled)
+    usual, redrawn = (np.mean(np.array(values) >= 0.01) for values in shares)
+    assert usual < 0.35 and redrawn > 0.85
+    assert all(item["labeled"].max() == 101 for item in sampled)  # the image fits the labels
+
+    # Item n is the same with worker processes and after a new start.
+    loader = DataLoader(PairedViews(with_a_corner, with_a_corner, **settings, rare_classes=rare), 5, num_workers=2)
+    labels = torch.cat([batch["labels"] for batch in loader])
+    assert all(torch.equal(labels[n], sampled[n]["labels"]) for n in (39, 7, 23))
+
+
+def test_views_of_the_warm_up_depend_on_their_number_alone(scenes_folder):
+    data = open_folder(scenes_folder)
+    items = PairedViews(data.labeled, data.unlabeled, 32, length=6, seed=3)
+    views = WeakViews(items, range(8))
+    some = WeakViews(items, range(1, 8, 3))
+    assert len(some) == 3 and set(some[0]) == {"weak", "padding"}
+    for index, number in enumerate((1, 4, 7)):
+        assert torch.equal(some[index]["weak"], views[number]["weak"])
+    assert not torch.equal(views[0]["weak"], views[5]["weak"])  # five images, so it is the same one in another view
