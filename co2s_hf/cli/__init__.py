@@ -2,7 +2,7 @@
 
 - `command_line`: builds a command line from options dataclasses.
 - `arguments`: flags that several commands share.
-- `train`, `finetune`, `evaluate`, `predict`, `prepare`, `push`, `convert`, `demo`: the commands.
+- `train`, `pretrain`, `finetune`, `evaluate`, `predict`, `prepare`, `push`, `convert`, `demo`: the commands.
 - `model_folders`: completes a trained folder with its card, and publishes it.
 - `demo_page`: the page of `co2s demo`.
 
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": "Train both students on a few labelled and many unlabelled images.",
+    "pretrain": "Pretrain a small backbone on images without label maps.",
     "finetune": "Adapt a trained model to a new area or new classes with LoRA.",
     "evaluate": "Measure a model on labelled images.",
     "predict": "Predict georeferenced scenes and images.",

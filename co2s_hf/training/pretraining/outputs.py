@@ -1,0 +1,185 @@
+"""The files of a pretraining: the record of its options, its checkpoints, and the log of its losses."""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from ...utils.errors import UserFileNotFoundError, UserValueError
+from ...utils.files import check_new_folder, check_writable, write_json, write_text
+from ..checkpoints import find_checkpoint
+from ..logbook import read_log
+from .options import PretrainingOptions
+from .tiles import Tile
+
+
+RECORD, LOG, MODEL, FEATURES = "pretraining.json", "log.jsonl", "model", "teacher_features"
+# Everything that a pretraining writes into its folder; `overwrite_output_dir` removes it. The features of a teacher
+# stay: their file fits the teacher and the images, or it is not used.
+WRITTEN = ("checkpoints", MODEL, LOG, "curves.png", RECORD)
+# Options that do not change the trained weights. A resumed pretraining may change them.
+MAY_CHANGE = {"resume", "overwrite_output_dir", "output_dir", "cache_dir", "cache_features", "dataloader_num_workers"}
+MAY_CHANGE |= {"logging_steps", "checkpointing_steps"}
+
+
+def features_folder(options: PretrainingOptions) -> Path:
+    """Return the folder of the teacher's cached features."""
+    return Path(options.cache_dir or Path(options.output_dir) / FEATURES)
+
+
+def check_outputs(options: PretrainingOptions, accelerator: Accelerator) -> Path | None:
+    """Check the folders that will be written to, and find the checkpoint to resume from.
+
+    Returns:
+        The checkpoint. None for a new pretraining.
+
+    Raises:
+        UserError: A folder cannot be used, or there is no checkpoint of a pretraining with these options.
+    """
+    output_dir = Path(options.output_dir)
+    if options.teacher is not None and options.cache_features:
+        check_writable(features_folder(options), "Choose another `cache_dir`, or `cache_features=False`.")
+    if options.resume:
+        checkpoint = find_checkpoint(output_dir / "checkpoints", "last")
+        _check_same(options, checkpoint, accelerator.num_processes)
+        return checkpoint
+    may_overwrite = options.overwrite_output_dir and (output_dir / RECORD).exists()
+    # An interrupted computation of the teacher's features continues.
+    has_only_features = output_dir.is_dir() and [path.name for path in output_dir.iterdir()] == [FEATURES]
+    if accelerator.is_main_process and not (may_overwrite or has_only_features):
+        check_new_folder(
+            output_dir,
+            "Choose another `output_dir`, continue with `resume=True`, or start again with "
+            "`overwrite_output_dir=True`.",
+        )
+    return None
+
+
+def _check_same(options: PretrainingOptions, checkpoint: Path, num_processes: int):
+    """Compare the options and the number of processes with those of the pretraining that saved a checkpoint."""
+    output_dir = Path(options.output_dir)
+    before, now = read_record(output_dir), as_record(options)
+    if missing := [name for name in now if name not in before]:
+        raise UserValueError(
+            f"'{output_dir / RECORD}' is not complete: it lacks {', '.join(missing)}. Start again with "
+            "`overwrite_output_dir=True`."
+        )
+    different = [name for name in now if name not in MAY_CHANGE and now[name] != before[name]]
+    if different:
+        changes = "; ".join(f"`{name}` was {before[name]} and is {now[name]}" for name in different)
+        raise UserValueError(f"The pretraining in '{output_dir}' had other options: {changes}. Give the same ones.")
+    processes_before = len(list(checkpoint.glob("random_states_*.pkl")))
+    if processes_before != num_processes:
+        raise UserValueError(
+            f"'{checkpoint}' was saved by {processes_before} processes, but this pretraining has {num_processes}. "
+            "Continue with as many processes as before."
+        )
+
+
+def as_record(options: PretrainingOptions) -> dict:
+    """Return the options in types that JSON keeps."""
+    return json.loads(json.dumps(asdict(options)))
+
+
+def read_record(output_dir: Path) -> dict:
+    """Read the record of an earlier pretraining.
+
+    Raises:
+        UserFileNotFoundError: There is no record.
+        UserValueError: The record is damaged.
+    """
+    path = output_dir / RECORD
+    remedy = "Start again with `overwrite_output_dir=True`."
+    if not path.is_file():
+        raise UserFileNotFoundError(
+            f"'{path}' does not exist, so '{output_dir}' is not the folder of a pretraining. Choose its folder, or "
+            "another one without `resume`."
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserValueError(f"'{path}' is damaged: {error}. {remedy}") from error
+    if not isinstance(record, dict):
+        raise UserValueError(f"'{path}' is damaged: expected the options of a pretraining. {remedy}")
+    return record
+
+
+def begin(options: PretrainingOptions, tiles: Sequence[Tile], checkpoint: Path | None):
+    """Write the record of a new pretraining, and remove earlier results. For a resumed one, compare the images.
+
+    Raises:
+        UserValueError: The images are not those of the pretraining that is to be continued.
+    """
+    output_dir = Path(options.output_dir)
+    digest = hashlib.blake2b(repr([(tile.digest, tile.box) for tile in tiles]).encode(), digest_size=8).hexdigest()
+    if checkpoint is not None:
+        if read_record(output_dir).get("data_hash", digest) != digest:
+            raise UserValueError(
+                f"The images are not those of the pretraining in '{output_dir}'. Restore them, or start again with "
+                "`overwrite_output_dir=True`."
+            )
+        return
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for path in (output_dir / name for name in WRITTEN):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    write_json(output_dir / RECORD, as_record(options) | {"data_hash": digest})
+
+
+class LossLog:
+    """Average the losses of several steps, print them and append them to `log.jsonl`.
+
+    Args:
+        accelerator: Accelerate's state. The means are over all its processes.
+        path: The log file, with one JSON object per line.
+    """
+
+    def __init__(self, accelerator: Accelerator, path: Path):
+        self.accelerator, self.path = accelerator, path
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, losses: dict[str, torch.Tensor]):
+        """Add the losses of one step. A step may lack some of them."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def write(self, step: int):
+        """Report the means since the last call. Every process must call this.
+
+        Raises:
+            UserValueError: The loss is not finite.
+        """
+        means = self._means()
+        if not math.isfinite(means["loss"]):
+            raise UserValueError(f"The loss is not finite at step {step}. Lower `learning_rate`.")
+        if not self.accelerator.is_main_process:
+            return
+        tqdm.write(f"step {step:5d}  " + "  ".join(f"{name} {value:.3f}" for name, value in means.items()))
+        # A resumed pretraining replaces the lines that were written after its checkpoint.
+        lines = [line for line in read_log(self.path) if line["step"] < step]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in [*lines, {"step": step, **means}]))
+
+    def _means(self) -> dict[str, float]:
+        device = self.accelerator.device
+        # Processes may have different names: a batch without texts has no losses of texts.
+        names = dict.fromkeys(gather_object(list(self.sums)))
+        sums = {name: self.sums.get(name, torch.zeros((), device=device)) for name in names}
+        counts = {name: torch.tensor(float(self.counts.get(name, 0)), device=device) for name in names}
+        self.sums, self.counts = {}, {}
+        sums, counts = (self.accelerator.reduce(values, reduction="sum") for values in (sums, counts))
+        return {name: (sums[name] / counts[name]).item() for name in names}
+
+
+__all__ = ["LOG", "MODEL", "LossLog", "begin", "check_outputs", "features_folder"]
