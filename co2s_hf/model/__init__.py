@@ -7,7 +7,7 @@ safetensors and, inside functions that need adapters, peft.
 - `configuration_co2s`: sizes, classes, palette, image statistics and fusion rule.
 - `modeling_co2s`: the model with its backbones, class guidance, decoders and fusion.
 - `image_processing_co2s`: images to tensors, logits to label maps, and the pipeline.
-- `text_guidance_co2s`: class concepts to text embeddings.
+- `text_guidance_co2s`: class concepts to text embeddings, and loading pretrained backbones.
 - `adapters_co2s`: peft adapters with classes of their own.
 - `handler`: copied beside the weights for Inference Endpoints. It imports none of the others.
 

@@ -25,9 +25,11 @@ from transformers.utils.hub import resolve_revision
 
 ADAPTER_FILE = "co2s_adapter.json"  # beside peft's adapter_config.json, which cannot store these fields
 PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-# Fields of the configuration that belong to an adapter: its classes, and how its training images were prepared.
+# Fields of the configuration that belong to an adapter: its classes, its fusion, and how its training images were
+# prepared.
 ADAPTER_FIELDS = ("id2label", "label2id", "palette", "class_concepts", "text_encoder")
-ADAPTER_FIELDS += ("fusion", "crop_size", "image_bands", "image_scale")
+ADAPTER_FIELDS += ("fusion", "clip_temperature", "dinov3_temperature", "crop_size", "image_bands", "image_scale")
+FIELDS_ADDED_LATER = {"clip_temperature": 1.0, "dinov3_temperature": 1.0}  # adapters of earlier versions have none
 # Sizes that must be the same in the base of an adapter and in the model that loads it.
 BACKBONE_SIZES = ("hidden_size", "num_hidden_layers", "patch_size")
 DECODER_SIZES = ("decoder_channels", "decoder_guidance_channels", "decoder_num_layers", "decoder_up_channels")
@@ -126,7 +128,7 @@ class Co2SAdapterMixin:
         downloads = {key: value for key, value in downloads.items() if key in DOWNLOAD_KEYWORDS}
         peft_config, weights, content = _download_adapter(peft_model_id, downloads, str(self.device))
         if content is not None:
-            fields = content["config"]
+            fields = FIELDS_ADDED_LATER | content["config"]
             self._check_base(content["base"], peft_model_id)
         else:  # the adapter was saved by peft alone, so it has the classes of the base
             fields = copy.deepcopy(self._current_base_fields())

@@ -1,6 +1,7 @@
 """Configuration of Co2S (arXiv 2512.23035): a CLIP student, a DINOv3 student and the rule that fuses them."""
 
 import copy
+import math
 from itertools import pairwise
 
 from huggingface_hub.dataclasses import strict
@@ -20,6 +21,15 @@ FUSIONS = ("confidence", "average", "clip", "dinov3")
 # The image statistics that DINOv3's satellite weights (`...-pretrain-sat493m`) were trained with.
 SAT493M_MEAN = [0.430, 0.411, 0.296]
 SAT493M_STD = [0.213, 0.156, 0.143]
+
+# Decoder sizes for backbones of a hidden size up to `SMALL_WIDTH`. The paper's decoders would need most of the time.
+SMALL_WIDTH = 256
+SMALL_DECODER = {
+    "decoder_channels": 32,
+    "decoder_guidance_channels": 32,
+    "decoder_skip_channels": (8, 8),
+    "decoder_up_channels": (16, 16),
+}
 
 # Entry of every saved config.json. It names the pipeline class in the code beside the weights, so that
 # `pipeline(..., trust_remote_code=True)` works without this package.
@@ -109,6 +119,12 @@ class Co2SConfig(PreTrainedConfig):
             How to fuse the students' predictions: `"confidence"` (per pixel, the student with the higher maximum
             probability, as in the paper), `"average"` (mean of the probabilities), `"clip"` or `"dinov3"` (that
             student alone; the other one is not computed).
+        clip_temperature (`float`, *optional*, defaults to 1.0):
+            Temperature of the CLIP student. Its class probabilities are the softmax of its logits divided by this
+            number, which does not change the predicted class. Above 1: the student is less confident. The fusion
+            compares and returns these probabilities.
+        dinov3_temperature (`float`, *optional*, defaults to 1.0):
+            The same for the DINOv3 student.
         crop_size (`int`, *optional*):
             Side in pixels of the training crops. Larger images should be predicted in windows of this size.
         image_bands (`list[int]`, *optional*):
@@ -187,6 +203,8 @@ class Co2SConfig(PreTrainedConfig):
     text_encoder: str | None = None
     semantic_loss_ignore_index: int = 255
     fusion: str = "confidence"
+    clip_temperature: float | int = 1.0
+    dinov3_temperature: float | int = 1.0
     crop_size: int | None = None
     image_bands: list[int] | tuple[int, ...] | None = None
     image_scale: list[list[float | int]] | list[tuple[float | int, ...]] | tuple[tuple[float, ...], ...] | None = None
@@ -394,6 +412,12 @@ class Co2SConfig(PreTrainedConfig):
         if self.fusion not in FUSIONS:
             raise ValueError(f"`fusion` is '{self.fusion}'; choose one of {', '.join(FUSIONS)}.")
 
+    def validate_temperatures(self):
+        """Check that the temperatures are finite and above 0."""
+        for name in ("clip_temperature", "dinov3_temperature"):
+            if not 0 < (temperature := getattr(self, name)) < math.inf:  # false for NaN, too
+                raise ValueError(f"`{name}` is {temperature}; it must be a finite number above 0.")
+
     def validate_normalization(self):
         """Check that every mean and standard deviation has one usable value per image channel."""
         num_channels = self.clip_config.num_channels
@@ -410,4 +434,4 @@ class Co2SConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}_std` is {std}; every value must be above 0.")
 
 
-__all__ = ["FUSIONS", "SAT493M_MEAN", "SAT493M_STD", "Co2SConfig"]
+__all__ = ["FUSIONS", "SAT493M_MEAN", "SAT493M_STD", "SMALL_DECODER", "SMALL_WIDTH", "Co2SConfig"]

@@ -15,6 +15,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 from transformers.utils.generic import can_return_tuple
 
 from .adapters_co2s import Co2SAdapterMixin
-from .configuration_co2s import FUSIONS, SAT493M_MEAN, SAT493M_STD, Co2SConfig
+from .configuration_co2s import FUSIONS, SAT493M_MEAN, SAT493M_STD, SMALL_DECODER, SMALL_WIDTH, Co2SConfig
 from .text_guidance_co2s import encode_class_concepts, load_pretrained
 
 
@@ -44,11 +45,12 @@ class Co2SSemanticSegmenterOutput(ModelOutput):
         loss (`torch.FloatTensor`, a scalar, *optional*, returned when `labels` is given):
             Sum of the students' cross-entropies, over the students that were computed.
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels, height, width)`):
-            Fused logits at the input's size. Their softmax is the fused class probabilities.
+            Fused logits at the input's size. Their softmax is the fused class probabilities. Each student's logits are
+            divided by its temperature before the fusion.
         clip_logits (`torch.FloatTensor` of shape `(batch_size, num_labels, height, width)`, *optional*):
-            Logits of the CLIP student. `None` when the fusion does not compute it.
+            Logits of the CLIP student, not divided by its temperature. `None` when the fusion does not compute it.
         dinov3_logits (`torch.FloatTensor` of shape `(batch_size, num_labels, height, width)`, *optional*):
-            Logits of the DINOv3 student. `None` when the fusion does not compute it.
+            Logits of the DINOv3 student, not divided by its temperature. `None` when the fusion does not compute it.
         clip_hidden_states, dinov3_hidden_states (`tuple(torch.FloatTensor)`, *optional*):
             With `output_hidden_states=True`: the embeddings of the backbone, then the output of every layer, each of
             shape `(batch_size, tokens, hidden_size)`.
@@ -141,14 +143,14 @@ class Co2SClipBackbone(nn.Module):
             Feature maps (batch, channels, *grid), lowest layer first. The last one contains image embeddings in the
             space of the class text, with length 1 at every position.
         """
-        features = [self._value_path(self.layers[index], state) for index, state in zip(self.feature_layers, states)]
+        features = [self.value_path(self.layers[index], state) for index, state in zip(self.feature_layers, states)]
         embeddings = self.visual_projection(self.vision_model.post_layernorm(features[-1]))
         features[-1] = F.normalize(embeddings, dim=-1)
         # (batch, patches, channels) -> (batch, channels, h, w)
         return [feature.transpose(1, 2).unflatten(2, grid) for feature in features]
 
     @staticmethod
-    def _value_path(layer: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    def value_path(layer: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
         """Compute a layer's output as if every token attended to itself alone, (batch, patches, hidden)."""
         patches = hidden_states[:, 1:]  # without the class token
         patches = patches + layer.self_attn.out_proj(layer.self_attn.v_proj(layer.layer_norm1(patches)))
@@ -519,6 +521,34 @@ class Co2SStudent(nn.Module):
 # Fusion and loss
 
 
+def calibrate_and_fuse(
+    student_logits: dict[str, torch.Tensor], config: Co2SConfig, fusion: str | None = None
+) -> torch.Tensor:
+    """Divide the logits of each student by its temperature (arXiv 1706.04599), and fuse them.
+
+    The confidence of a student depends on the scale of its logits. With good temperatures, a student that is 80 %
+    confident is right in 80 % of the pixels. Only then can the confidences of two students be compared.
+
+    Args:
+        student_logits: Name of each student that the fusion needs -> logits (batch, classes, height, width).
+        config: Configuration with the temperatures.
+        fusion: One of [`FUSIONS`]. None: `config.fusion`.
+
+    Returns:
+        Logits (batch, classes, height, width). If the fusion is one student: its logits, divided by its temperature.
+        Else: see [`fuse_logits`]. A temperature of 1 does not change the logits.
+
+    Raises:
+        ValueError: `fusion` has another value.
+    """
+    fusion = config.fusion if fusion is None else fusion
+    calibrated = {}
+    for name in (fusion,) if fusion in STUDENTS else STUDENTS:
+        temperature = getattr(config, f"{name}_temperature")
+        calibrated[name] = student_logits[name] if temperature == 1 else student_logits[name] / temperature
+    return calibrated[fusion] if fusion in STUDENTS else fuse_logits(calibrated["clip"], calibrated["dinov3"], fusion)
+
+
 def fuse_logits(clip_logits: torch.Tensor, dinov3_logits: torch.Tensor, fusion: str = "confidence") -> torch.Tensor:
     """Fuse the logits of two students.
 
@@ -588,6 +618,17 @@ class Co2SPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Return False, so that `_init_weights` is called for every module.
+
+        For classes outside transformers, transformers protects loaded weights by skipping modules whose own parameters
+        are all loaded. This also skips modules without own parameters, such as CLIP's attention, which initialise the
+        weights of their children. Here, no such protection is needed: the functions of `transformers.initialization`
+        do not change loaded weights.
+        """
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Initialise the weights outside the backbones. Layers get PyTorch's default initialisation."""
@@ -595,9 +636,10 @@ class Co2SPreTrainedModel(PreTrainedModel):
             init.normal_(module.visual_projection.weight, std=self.config.clip_config.hidden_size**-0.5)
         elif isinstance(module, Co2STextGuidance):
             # Orthogonal vectors distinguish the classes until text embeddings are set. They are computed in float32,
-            # because PyTorch cannot orthogonalise in half precision.
-            directions = torch.empty_like(module.embeddings, dtype=torch.float32)
-            init.copy_(module.embeddings, nn.init.orthogonal_(directions))
+            # because PyTorch cannot orthogonalise in half precision. Loading a model must not draw random numbers.
+            if not getattr(module.embeddings, "_is_hf_initialized", False):
+                directions = torch.empty_like(module.embeddings, dtype=torch.float32)
+                init.copy_(module.embeddings, nn.init.orthogonal_(directions))
         elif isinstance(module, Co2SQueryGuidance):
             init.normal_(module.queries, std=self.config.initializer_range)
         elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
@@ -677,10 +719,7 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
             )
             for name in ((fusion,) if fusion in STUDENTS else STUDENTS)
         }
-        if fusion in STUDENTS:
-            logits = students[fusion].logits
-        else:
-            logits = fuse_logits(students["clip"].logits, students["dinov3"].logits, fusion)
+        logits = calibrate_and_fuse({name: student.logits for name, student in students.items()}, self.config, fusion)
         loss = None
         if labels is not None:
             ignore_index = self.config.semantic_loss_ignore_index
@@ -791,7 +830,8 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
         Args:
             class_concepts: Concepts of every class. The order of the classes is the new label order.
             text_embeddings: (classes, `config.clip_config.projection_dim`). None: encode the concepts.
-            text_encoder: Hub name or local folder of the CLIP model to encode with. None: `config.text_encoder`.
+            text_encoder: Hub name, shipped name or local folder of the CLIP model to encode with. None:
+                `config.text_encoder`.
             palette: One RGB colour per class. None: keep the palette if the classes are the same as before, else drop
                 it.
             load_kwargs: Arguments for `from_pretrained` of the text encoder (`token`, `revision`, ...).
@@ -855,7 +895,7 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
         *,
         id2label: dict[int, str],
         class_concepts: dict[str, list[str]] | None = None,
-        text_embeddings: torch.Tensor | None = None,
+        text_embeddings: torch.Tensor | Literal["random"] | None = None,
         clip_revision: str | None = None,
         dinov3_revision: str | None = None,
         token: str | bool | None = None,
@@ -866,16 +906,21 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
         """Build a model for training from pretrained backbones, with randomly initialised decoders and queries.
 
         Each backbone keeps its own activation, epsilon and image statistics. The default feature layers are those of
-        the paper; in a backbone that does not have 12 layers, they have the same relative depth. A saved model loads
-        without the repositories of the backbones.
+        the paper; in a backbone that does not have 12 layers, they have the same relative depth. The default decoders
+        are those of the paper; if both backbones are narrow (hidden size up to 256), they are smaller. A saved model
+        loads without the repositories of the backbones.
+
+        Two small pretrained backbones ship with the package co2s_hf: "co2s-tiny-clip" and "co2s-tiny-dinov3".
 
         Args:
-            clip: Hub name or local folder of a complete CLIP model (vision and text, projections, tokenizer).
-            dinov3: Hub name or local folder of a DINOv3 ViT. If the name contains "sat493m", the image statistics of
-                the satellite weights are used.
+            clip: Hub name, shipped name or local folder of a complete CLIP model (vision and text, projections,
+                tokenizer).
+            dinov3: Hub name, shipped name or local folder of a DINOv3 ViT. If the name contains "sat493m", the image
+                statistics of the satellite weights are used.
             id2label: Class names by index.
             class_concepts: Concepts of every class. None: the name of the class.
-            text_embeddings: (classes, projection width), in label order. None: encode the concepts.
+            text_embeddings: (classes, projection width), in label order. None: encode the concepts. "random": random
+                orthogonal vectors, for classes without names. The configuration then has no text encoder.
             clip_revision: Commit, branch or tag of the CLIP repository.
             dinov3_revision: Commit, branch or tag of the DINOv3 repository.
             token: Access token for gated or private repositories.
@@ -889,6 +934,7 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
         Raises:
             OSError: A backbone cannot be loaded. The message contains its name and the remedy.
             TypeError: A keyword is not a field of the configuration.
+            ValueError: `text_embeddings` is another word than "random", or has a wrong shape.
             StrictDataclassError: The backbones and the other fields do not fit together.
         """
         if unknown := set(config_kwargs) - (set(cls.config_class.__dataclass_fields__) - {"dtype"}):
@@ -896,12 +942,15 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
                 f"from_backbones() got {sorted(unknown)}, which are not fields of Co2SConfig. For another precision, "
                 "call `model.to(dtype)` afterwards."
             )
+        has_text = not isinstance(text_embeddings, str)
+        if not has_text and text_embeddings != "random":
+            raise ValueError(f"`text_embeddings` is '{text_embeddings}'; give a tensor, 'random' or None.")
         load_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         clip_kwargs = {**load_kwargs, "revision": clip_revision}
         dinov3_kwargs = {**load_kwargs, "revision": dinov3_revision}
         clip_backbone = load_pretrained(CLIPVisionModelWithProjection, clip, "CLIP's vision backbone", **clip_kwargs)
         dinov3_backbone = load_pretrained(DINOv3ViTModel, dinov3, "DINOv3's backbone", **dinov3_kwargs)
-        if class_concepts is None:
+        if has_text and class_concepts is None:
             class_concepts = {id2label[index]: [id2label[index].replace("_", " ")] for index in sorted(id2label)}
         is_satellite = "sat493m" in str(dinov3)
         defaults = {
@@ -910,12 +959,14 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
             "dinov3_image_mean": SAT493M_MEAN if is_satellite else list(IMAGENET_DEFAULT_MEAN),
             "dinov3_image_std": SAT493M_STD if is_satellite else list(IMAGENET_DEFAULT_STD),
         }
+        if max(clip_backbone.config.hidden_size, dinov3_backbone.config.hidden_size) <= SMALL_WIDTH:
+            defaults |= SMALL_DECODER
         config = cls.config_class(
             clip_config=clip_backbone.config,
             dinov3_config=dinov3_backbone.config,
             id2label=id2label,
             class_concepts=class_concepts,
-            text_encoder=str(clip),
+            text_encoder=str(clip) if has_text else None,
             **{**defaults, **config_kwargs},
         )
         model = cls(config)
@@ -924,7 +975,8 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
         model.dinov3.encoder.vision_model.load_state_dict(dinov3_backbone.state_dict())
         if text_embeddings is None:
             text_embeddings = encode_class_concepts(config.class_concepts, clip, **clip_kwargs)
-        model.set_class_concepts(config.class_concepts, text_embeddings, palette=config.palette)
+        if has_text:  # otherwise the class vectors stay as they are initialised: random and orthogonal
+            model.set_class_concepts(config.class_concepts, text_embeddings, palette=config.palette)
         return model.freeze_backbones().eval()
 
 
@@ -957,6 +1009,7 @@ __all__ = [
     "Co2SForSemanticSegmentation",
     "Co2SPreTrainedModel",
     "Co2SSemanticSegmenterOutput",
+    "calibrate_and_fuse",
     "fuse_logits",
     "semantic_cross_entropy",
 ]

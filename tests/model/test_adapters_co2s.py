@@ -4,6 +4,7 @@
 """
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -116,6 +117,28 @@ def test_failed_first_adapter_leaves_a_plain_model(adapter_folder, images, tmp_p
         model.load_adapter(wrong_adapter(adapter_folder, tmp_path / "wrong"))
     assert torch.equal(predict(model, images), expected) and set(model.state_dict()) == names
     assert not hasattr(model, "peft_config") and model.config.id2label == make_model().config.id2label
+
+
+def test_an_adapter_has_its_own_temperatures(base_folder, tmp_path):
+    model = Co2SForSemanticSegmentation.from_pretrained(base_folder)
+    model.add_adapter(lora_config())
+    model.config.clip_temperature = 1.7
+    model.save_pretrained(tmp_path / "adapter")
+    model = load(base_folder, tmp_path / "adapter")
+    assert (model.config.clip_temperature, model.config.dinov3_temperature) == (1.7, 1.0)
+    model.disable_adapters()
+    assert model.config.clip_temperature == 1.0
+
+
+def test_an_adapter_of_an_earlier_version_has_temperatures_of_1(base_folder, adapter_folder, tmp_path):
+    shutil.copytree(adapter_folder, tmp_path / "old")
+    path = tmp_path / "old" / "co2s_adapter.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    del content["config"]["clip_temperature"], content["config"]["dinov3_temperature"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    base = Co2SForSemanticSegmentation.from_pretrained(base_folder, dinov3_temperature=3.0)
+    base.load_adapter(tmp_path / "old")
+    assert (base.config.clip_temperature, base.config.dinov3_temperature) == (1.0, 1.0)
 
 
 def test_unknown_names_are_refused(base_folder, adapter_folder):

@@ -25,11 +25,18 @@ def test_default_sizes_are_those_of_the_paper():
 
 def test_round_trip_keeps_every_field(tmp_path):
     concepts = {"water": ["water", "lake"], "land": ["land", "soil"], "road": ["road"]}
-    config = make_config(class_concepts=concepts, fusion="average", clip_logits_size=224)
+    config = make_config(class_concepts=concepts, fusion="average", clip_logits_size=224, dinov3_temperature=1.7)
     config.save_pretrained(tmp_path)
     for loaded in (Co2SConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
         assert {**loaded.to_dict(), "_name_or_path": ""} == config.to_dict()
         assert list(loaded.class_concepts) == ["land", "road", "water"]  # in label order
+
+
+def test_old_configurations_have_no_temperatures_and_get_1():
+    content = make_config().to_dict()
+    del content["clip_temperature"], content["dinov3_temperature"]
+    config = Co2SConfig.from_dict(content)
+    assert (config.clip_temperature, config.dinov3_temperature) == (1.0, 1.0)
 
 
 def test_label2id_is_derived_from_id2label():
@@ -79,6 +86,10 @@ def test_rope_augmentation_is_off_and_the_given_config_is_unchanged():
         ({"image_mean": [0.5]}, "`image_mean` is [0.5]; images have 3 channels"),
         ({"clip_image_std": [1.0, 0.0, 1.0]}, "`clip_image_std` is [1.0, 0.0, 1.0]; every value must be above 0"),
         ({"clip_logits_size": 0}, "`clip_logits_size` is 0; it must be at least 1, or None"),
+        ({"clip_temperature": 0.0}, "`clip_temperature` is 0.0; it must be a finite number above 0"),
+        ({"dinov3_temperature": -1}, "`dinov3_temperature` is -1; it must be a finite number above 0"),
+        ({"clip_temperature": float("nan")}, "`clip_temperature` is nan; it must be a finite number above 0"),
+        ({"dinov3_temperature": float("inf")}, "`dinov3_temperature` is inf; it must be a finite number above 0"),
         ({"dinov3_logits_size": -1}, "`dinov3_logits_size` is -1; it must be at least 1, or None"),
         ({"crop_size": 0}, "`crop_size` is 0; it must be at least 1, or None"),
         ({"dinov3_config": {**BACKBONE, "hidden_size": 18}}, "`dinov3_config.hidden_size` (18)"),

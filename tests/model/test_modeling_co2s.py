@@ -5,13 +5,20 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import load_parity, make_model
+from helpers import load_parity, make_config, make_model, save_checkpoint
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation, CLIPVisionModel, DINOv3ViTModel, Trainer, TrainingArguments
 
 from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation
-from co2s_hf.model.modeling_co2s import Co2SSharedConv2d, Co2STrimmedConv2d, fuse_logits, semantic_cross_entropy
+from co2s_hf.model.modeling_co2s import (
+    Co2SSharedConv2d,
+    Co2STrimmedConv2d,
+    calibrate_and_fuse,
+    fuse_logits,
+    semantic_cross_entropy,
+)
 
 
 @pytest.mark.parametrize("student", ["clip", "dinov3"])
@@ -68,6 +75,46 @@ def test_confidence_fusion_is_exact_for_large_and_for_close_logits(dtype):
     assert torch.equal(fuse_logits(tie, tie.flip(1)), tie)  # CLIP at a tie
     with pytest.raises(ValueError, match="`fusion` is 'clip'; choose 'confidence' or 'average'"):
         fuse_logits(tie, tie, "clip")
+
+
+def test_the_fusion_divides_logits_by_temperatures(images):
+    model = make_model(clip_temperature=0.25, dinov3_temperature=3)
+    with torch.no_grad():
+        outputs = {fusion: model(images, fusion=fusion) for fusion in ("confidence", "average", "clip", "dinov3")}
+        raw = model.student_logits(images)
+    assert torch.equal(outputs["confidence"].clip_logits, raw["clip"])
+    assert torch.equal(outputs["confidence"].dinov3_logits, raw["dinov3"])
+    clip, dinov3 = raw["clip"] / 0.25, raw["dinov3"] / 3
+    p_clip, p_dinov3 = clip.softmax(1), dinov3.softmax(1)
+    take_clip = (p_clip.amax(1) >= p_dinov3.amax(1)).unsqueeze(1)
+    before = raw["clip"].softmax(1).amax(1) >= raw["dinov3"].softmax(1).amax(1)
+    assert take_clip.sum() > before.sum()  # CLIP is now more confident, DINOv3 less
+    assert torch.equal(outputs["confidence"].logits, torch.where(take_clip, clip, dinov3))
+    torch.testing.assert_close(outputs["average"].logits.softmax(1), (p_clip + p_dinov3) / 2)
+    assert torch.equal(outputs["clip"].logits, clip) and torch.equal(outputs["dinov3"].logits, dinov3)
+    # The loss does not use temperatures.
+    labels = torch.zeros(2, 16, 24, dtype=torch.long)
+    assert torch.equal(model(images, labels=labels).loss, make_model()(images, labels=labels).loss)
+
+
+@pytest.mark.parametrize("fusion", ["confidence", "average", "clip", "dinov3"])
+def test_temperatures_of_one_add_no_operation(fusion):
+    raw = {name: torch.randn(1, 3, 4, 4, dtype=torch.bfloat16) for name in ("clip", "dinov3")}
+    found = calibrate_and_fuse(raw, make_config(fusion=fusion))
+    if fusion in raw:
+        assert found is raw[fusion]
+    else:
+        assert torch.equal(found, fuse_logits(raw["clip"], raw["dinov3"], fusion))
+
+
+def test_a_saved_model_keeps_its_temperatures(images, tmp_path):
+    model = make_model(clip_temperature=1.7, dinov3_temperature=0.8)
+    model.save_pretrained(tmp_path)
+    loaded = Co2SForSemanticSegmentation.from_pretrained(tmp_path)
+    assert (loaded.config.clip_temperature, loaded.config.dinov3_temperature) == (1.7, 0.8)
+    assert torch.equal(loaded(images).logits, model(images).logits)
+    loaded.config.clip_temperature = loaded.config.dinov3_temperature = 1.0
+    assert torch.equal(loaded(images).logits, make_model()(images).logits)
 
 
 def test_fusion_of_the_config_is_the_default_and_skips_the_other_student(images):
@@ -404,3 +451,61 @@ def test_reordered_classes_reorder_the_logits_of_the_clip_student(images):
     labels = [model.config.id2label[n] for n in order]
     model.set_class_concepts({label: [label] for label in labels}, model.clip.guidance.embeddings[order])
     torch.testing.assert_close(model(images).logits, expected[:, order], atol=1e-5, rtol=1e-5)
+
+
+def spread(tensor: torch.Tensor) -> float:
+    """Return the standard deviation of all values."""
+    return tensor.detach().float().std().item()
+
+
+def clips_own_spread(config) -> dict[str, float]:
+    """Return the standard deviations that CLIP's initialisation has in transformers, by the end of the name."""
+    width, depth = config.hidden_size, config.num_hidden_layers
+    inner = width**-0.5 * (2 * depth) ** -0.5
+    attention = {f"self_attn.{name}_proj.weight": inner for name in "qkv"}
+    mlp = {"mlp.fc1.weight": (2 * width) ** -0.5, "mlp.fc2.weight": inner}
+    embeddings = {"patch_embedding.weight": 0.02, "position_embedding.weight": 0.02}
+    return {**attention, "self_attn.out_proj.weight": width**-0.5, **mlp, **embeddings}
+
+
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+WIDE_CLIP = {"clip_config": {**WIDE, "patch_size": 4, "image_size": 32, "projection_dim": 48}}
+
+
+def test_new_weights_have_the_spread_of_their_part():
+    model = make_model(**WIDE_CLIP)
+    expected = clips_own_spread(model.config.clip_config)
+    for name, weight in model.clip.encoder.vision_model.named_parameters():
+        for end in (end for end in expected if name.endswith(end)):
+            assert spread(weight) == pytest.approx(expected[end], rel=0.05), name
+    assert spread(model.clip.encoder.visual_projection.weight) == pytest.approx(64**-0.5, rel=0.05)
+    # PyTorch's default is uniform up to 1 / sqrt(inputs), so its deviation is 1 / sqrt(3 inputs).
+    projection = model.clip.decoder.spatial_pyramid.projection[0].weight
+    assert spread(projection) == pytest.approx((3 * projection[0].numel()) ** -0.5, rel=0.1)
+    assert spread(model.dinov3.encoder.layers[0].mlp.up_proj.weight) == pytest.approx(0.02, rel=0.1)
+
+
+def test_missing_weights_of_clip_get_clips_own_initialisation(tmp_path):
+    model = make_model(**WIDE_CLIP)
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    layer = "clip.encoder.vision_model.encoder.layers.1."
+    kept = {name: value for name, value in weights.items() if not name.startswith(layer) and "visual_proj" not in name}
+    assert 10 < len(weights) - len(kept) < 20
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    torch.manual_seed(1)
+    loaded, info = Co2SForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(info["missing_keys"]) == set(weights) - set(kept)
+    state = loaded.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in kept.items() if name in state)
+    for end, expected in clips_own_spread(loaded.config.clip_config).items():
+        if layer + end in weights:
+            assert spread(state[layer + end]) == pytest.approx(expected, rel=0.05), end
+    assert spread(loaded.clip.encoder.visual_projection.weight) == pytest.approx(64**-0.5, rel=0.05)
+
+
+def test_loading_a_whole_model_draws_no_random_numbers(tmp_path):
+    save_checkpoint(tmp_path)
+    before = torch.manual_seed(3).get_state()
+    Co2SForSemanticSegmentation.from_pretrained(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -62,7 +62,7 @@ def image():
 @pytest.fixture
 def saved(tmp_path, image):
     """Save a model and its processor in `tmp_path / "model"`, an image beside it, and return the model, loaded."""
-    model = make_model(seed=3)
+    model = make_model(seed=3, clip_temperature=0.5, dinov3_temperature=2.0)
     with torch.no_grad():  # spreads the classes: each gets some pixels
         model.clip.decoder.head.bias += 1
     model.save_pretrained(tmp_path / "model")
@@ -136,3 +136,20 @@ def test_pipeline_class_of_the_package_returns_scores(saved, tmp_path, image):
     )
     with pytest.raises(ValueError, match=r"`subtask` is 'panoptic'.*use 'semantic'"):
         segment(image, subtask="panoptic")
+
+
+CHANGE_CLASSES = """
+import sys
+from transformers import AutoModelForSemanticSegmentation
+
+model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1], trust_remote_code=True)
+model.set_class_concepts({"roof": ["roof"], "water": ["water"]})
+"""
+
+
+def test_changing_classes_without_the_package_names_the_package(environment, tmp_path):
+    make_model(text_encoder="co2s-tiny-clip").save_pretrained(tmp_path / "model")
+    done = run_isolated(environment, CHANGE_CLASSES, tmp_path / "model")
+    assert done.returncode == 1
+    expected = "OSError: 'co2s-tiny-clip' ships with the package co2s_hf, which is not installed here: pip install"
+    assert expected in done.stderr
