@@ -1,6 +1,6 @@
 """Train both Co2S students on a few labelled and many unlabelled images: `co2s train` as a script to read and change.
 
-    # Try everything out: train a tiny model from scratch on drawn scenes. Takes minutes on a CPU.
+    # Try everything out with the aerial images and the small pretrained backbones of this package: minutes on a CPU.
     accelerate launch examples/train_semi.py
 
     # Your folder with images/ and labels/. Draw the sets: one training image in eight keeps its labels.

@@ -15,18 +15,31 @@ from helpers import (
 
 
 # isort: split
+import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from local_hub import LocalHub
+from PIL import Image
 from safetensors import safe_open
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, DINOv3ViTConfig, DINOv3ViTModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    PreTrainedTokenizerFast,
+)
 
 from co2s_hf import Co2SForSemanticSegmentation
 from co2s_hf.data.drawn_scenes import write_scenes
+from co2s_hf.data.options import REAL_FOLDER
 from co2s_hf.hub.convert_co2s_to_hf import convert
+from co2s_hf.model import text_guidance_co2s
 
 
 @pytest.fixture
@@ -107,10 +120,77 @@ def backbones(tmp_path_factory) -> tuple[Path, Path]:
     return root / "clip", root / "dinov3"
 
 
+def write_stand_ins(folder: Path):
+    """Write backbones with random weights in the form of those that ship with the package, float16 and word tokens."""
+    specials = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<start>", "eos_token": "<end>"}
+    words = ["a", "photo", "of", "bare", "soil", "sand", "water", "lake", "river", "road", "trees", "land", "building"]
+    vocabulary = {token: index for index, token in enumerate([*specials.values(), *words, "vehicles"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 2), ("<end>", 3)]
+    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials).save_pretrained(folder / "co2s-tiny-clip")
+    torch.manual_seed(0)
+    backbone = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 3}
+    text = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text |= {"vocab_size": len(vocabulary), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    config = CLIPConfig(
+        text_config={**text, "projection_dim": 128},
+        vision_config={**backbone, "patch_size": 8, "image_size": 128, "projection_dim": 128},
+        projection_dim=128,
+    )
+    CLIPModel(config).half().save_pretrained(folder / "co2s-tiny-clip")
+    dinov3 = DINOv3ViTConfig(**backbone, patch_size=8, image_size=128, num_register_tokens=4, layer_norm_eps=1e-6)
+    DINOv3ViTModel(dinov3).half().save_pretrained(folder / "co2s-tiny-dinov3")
+
+
+@pytest.fixture
+def stand_ins(tmp_path_factory, monkeypatch) -> Path:
+    """The folder in which the package looks for its shipped backbones; these have random weights."""
+    folder = made_once(tmp_path_factory, "stand-ins", write_stand_ins)
+    monkeypatch.setattr(text_guidance_co2s, "assets_folder", lambda: folder)
+    return folder
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Refuse every connection and every look-up of a name. The test fails at its end if there was an attempt."""
+    attempts = []
+
+    def refuse(*args, **kwargs):
+        attempts.append(args)
+        raise OSError("This test must not use the network.")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    yield
+    assert not attempts
+
+
 @pytest.fixture(scope="session")
 def scenes_folder(tmp_path_factory) -> Path:
     """A drawn data folder: 3 labelled, 5 unlabelled, 2 validation scenes of 48 px."""
     return made_once(tmp_path_factory, "scenes", lambda folder: write_scenes(folder, 3, 5, 2, size=48, seed=7))
+
+
+@pytest.fixture
+def few_real_images(tmp_path, monkeypatch) -> Path:
+    """A stand-in for the real images of the package: 24 of the tiles and 2 validation images of 64 px."""
+    folder = tmp_path / "few_real_images"
+    for name in ("images", "labels", "splits"):
+        (folder / name).mkdir(parents=True)
+    lines = (REAL_FOLDER / "splits" / "val.txt").read_text(encoding="utf-8").splitlines()[:2]
+    (folder / "splits" / "val.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    paths = [path for line in lines for path in line.split()]
+    tiles = sorted((REAL_FOLDER / "images").glob("tile*_y*.jpg"))[::9]
+    paths += [path for tile in tiles for path in (f"images/{tile.name}", f"labels/{tile.stem}.png")]
+    for path in paths:
+        with Image.open(REAL_FOLDER / path) as image:
+            image.resize((64, 64), Image.Resampling.NEAREST).save(folder / path)
+    shutil.copy(REAL_FOLDER / "classes.json", folder)
+    monkeypatch.setattr("co2s_hf.data.options.REAL_FOLDER", folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

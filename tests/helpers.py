@@ -39,6 +39,7 @@ from safetensors.torch import load_file
 from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation, Co2SImageProcessor, cli
 from co2s_hf.data.options import DataOptions
 from co2s_hf.data.sources import Source, open_source
+from co2s_hf.data.views import Views
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -73,6 +74,28 @@ def make_model(seed: int = 0, **kwargs) -> Co2SForSemanticSegmentation:
     """Make a model of [`make_config`] in evaluation mode; the seed determines its weights."""
     torch.manual_seed(seed)
     return Co2SForSemanticSegmentation(make_config(**kwargs)).eval()
+
+
+def make_views(batch_size: int = 3, seed: int = 0, **changes) -> Views:
+    """Make the views of a batch for the model of [`make_model`]; `changes` replace some of them."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def images():
+        return torch.randn(batch_size, 3, 16, 16, generator=generator)
+
+    boxes = torch.zeros(batch_size, 16, 16, dtype=torch.bool)
+    boxes[:, 4:12, 4:12] = True
+    defaults = {
+        "labeled": images(),
+        "labels": torch.randint(3, (batch_size, 16, 16), generator=generator),
+        "weak": images(),
+        "strong_1": images(),
+        "strong_2": images(),
+        "padding": torch.zeros(batch_size, 16, 16, dtype=torch.bool),
+        "cutmix_boxes_1": boxes,
+        "cutmix_boxes_2": boxes.flip(0),
+    }
+    return Views(**{**defaults, **changes})
 
 
 def save_checkpoint(folder: Path, **kwargs) -> Co2SForSemanticSegmentation:
@@ -154,10 +177,10 @@ def made_once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Pa
 
 # Flags of training runs that take a second or two.
 SMALL_RUN = ("--supervised_warmup_steps", 2, "--max_train_steps", 4, "--crop_size", 32)
-SMALL_RUN += ("--per_device_train_batch_size", 2, "--logging_steps", 2)
+SMALL_RUN += ("--per_device_train_batch_size", 2, "--logging_steps", 2, "--from_scratch")
 RESUMABLE_RUN = ("--supervised_warmup_steps", 2, "--max_train_steps", 8, "--crop_size", 32)
 RESUMABLE_RUN += ("--per_device_train_batch_size", 2, "--logging_steps", 2, "--gradient_accumulation_steps", 2)
-RESUMABLE_RUN += ("--checkpointing_steps", 3, "--seed", 5, "--card_samples", 1)
+RESUMABLE_RUN += ("--checkpointing_steps", 3, "--seed", 5, "--card_samples", 1, "--from_scratch")
 
 
 def train_once(tmp_path_factory, name: str, *words) -> Path:

@@ -5,11 +5,12 @@ and in `co2s finetune` (unless its entry in HELPS of finetune.py is None).
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..data.options import DataOptions
+from ..data.options import REAL_NAME, DataOptions
 from ..model.configuration_co2s import FUSIONS
 from ..training.options import TrainingOptions
 from ..utils.errors import UserValueError
@@ -73,6 +74,10 @@ DATA = Group(
     "data",
     DataOptions,
     {
+        "data": Flag(
+            "Images without a download. real: aerial images of Dubai in this package; drawn: artificial scenes. "
+            "Default: real, unless other data is named."
+        ),
         "data_dir": Flag("Folder with images/ and labels/. Unless the sets are drawn, splits/ has their lists."),
         "dataset_name": Flag(
             "Data set on the Hub, or a local folder: from `co2s prepare`, from save_to_disk, or with parquet files."
@@ -114,22 +119,32 @@ DATA = Group(
 )
 
 MODEL = {
-    "clip_model": Flag("Pretrained CLIP (Hub name or folder). Default: a small backbone, trained from scratch."),
-    "dinov3_model": Flag("Pretrained DINOv3 (Hub name or folder). Give it together with --clip_model."),
+    "clip_model": Flag(
+        "Pretrained CLIP (Hub name or folder). Default: co2s-tiny-clip, which ships with this package."
+    ),
+    "dinov3_model": Flag(
+        "Pretrained DINOv3 (Hub name or folder). Give it together with --clip_model. Default: co2s-tiny-dinov3, which "
+        "ships with this package."
+    ),
+    "from_scratch": Flag("Train small backbones from random weights, instead of pretrained ones."),
     "students": Flag("Students to train."),
-    "train_backbones": Flag("Backbone parameters to train. Default: attention; from scratch: all."),
+    "train_backbones": Flag("Backbone parameters to train. Default: all; own backbones: attention."),
     "lora": Flag("Train LoRA updates of the backbones instead of --train_backbones. They are merged at the end."),
     "lora_rank": Flag("Rank of the LoRA updates."),
 }
 METHOD = {
     "method": Flag("co2s uses labelled and unlabelled images, supervised only the labelled ones."),
-    "recipe": Flag("released follows the authors' code where it differs from the paper; see the README."),
+    "recipe": Flag(
+        "balanced: averaged weights make the pseudo-labels, which keep every class and teach both students. paper: "
+        "the method of the paper. released: the authors' code where it differs from the paper."
+    ),
     "supervised_warmup_steps": Flag(
-        "Steps on labelled images alone, before unlabelled images are used. Default: 0; from scratch: three fifths of "
-        "all steps."
+        "Steps on labelled images alone, before unlabelled images are used. Default: with --recipe balanced it "
+        "ends by itself; else a third of all steps; own backbones: 0; from scratch: three fifths."
     ),
     "confidence_threshold": Flag(
-        "Lowest confidence of the pseudo-labels that are used, 0 to 1. Default: 0.95; from scratch: 0.6."
+        "Lowest confidence of the pseudo-labels that are used, 0 to 1. Default: 0.9; own backbones: 0.95; from "
+        "scratch: 0.6."
     ),
     "confidence_mode": Flag(
         "Weights of pseudo-labels. pixelwise: 1 for confident pixels, else 0; pixelratio: the share of confident "
@@ -137,25 +152,32 @@ METHOD = {
     ),
     "strong_weight": Flag("Weight of the loss on each strong view."),
     "feature_dropout_weight": Flag("Weight of the loss on perturbed features."),
-    "stability_weight": Flag("Final weight of the loss between the students; 0 turns it off."),
+    "stability_weight": Flag(
+        "Final weight of the loss between the students; 0 turns it off. With --recipe paper and released."
+    ),
     "labeled_loss": Flag("Loss on labels. ohem uses hard pixels only (probability of the true class below 0.7)."),
     "class_weights": Flag("Loss weight of each class: one number per class, or 'balanced' (inverse to frequency)."),
     "measure_pseudo_labels": Flag("Report the accuracy of pseudo-labels on unlabelled images that have label files."),
 }
 SCHEDULE = {
-    "crop_size": Flag("Side of training crops and evaluation windows, in pixels. Default: 256; from scratch: 64."),
+    "crop_size": Flag(
+        "Side of training crops and evaluation windows, in pixels. Default: 128; own backbones: 256; from scratch: 64."
+    ),
     "base_size": Flag(
         "Long and short side in pixels that training images are resized to fit into, before random scaling."
     ),
     "per_device_train_batch_size": Flag(
-        "Labelled images per batch and device, and as many unlabelled ones. Default: 2; from scratch: 16."
+        "Labelled images per batch and device, and as many unlabelled ones. Default: 4; own backbones: 2; from "
+        "scratch: 16."
     ),
     "gradient_accumulation_steps": Flag("Batches per optimizer step."),
-    "max_train_steps": Flag("Length of the training in steps. Default: 550."),
+    "max_train_steps": Flag("Length of the training in steps. Default: 450; own backbones or from scratch: 550."),
     "num_train_epochs": Flag("Length of the training in epochs instead: passes over the longer list of images."),
-    "learning_rate": Flag("Base learning rate. Default: 1e-4; from scratch: 1e-3."),
-    "backbone_lr_scale": Flag("Factor on the base learning rate for the backbones. Default: 0.01; from scratch: 1."),
-    "decoder_lr_scale": Flag("Factor on the base learning rate for the decoders. Default: 10; from scratch: 1."),
+    "learning_rate": Flag("Base learning rate. Default: 4e-3; own backbones: 1e-4; from scratch: 1e-3."),
+    "backbone_lr_scale": Flag(
+        "Factor on the base learning rate for the backbones. Default: 0.04; own backbones: 0.01; from scratch: 1."
+    ),
+    "decoder_lr_scale": Flag("Factor on the base learning rate for the decoders. Default: 1; own backbones: 10."),
     "gradient_checkpointing": Flag("Recompute backbone layers in the backward pass: 1/3 less memory, 1/4 more time."),
     "mixed_precision": Flag("Precision of the training. Default: the choice of `accelerate launch`."),
     "dataloader_num_workers": Flag("Processes that read and crop images, per device."),
@@ -202,6 +224,15 @@ def training_groups(
         )
         for title, flags in groups.items()
     )
+
+
+def choose_data(options: DataOptions, seed: int, print_once: Callable[[str], None]):
+    """Choose the real images if no data is named, and the folder into which `co2s train` draws scenes, in place."""
+    if not options.has_source:
+        print_once(f"No data is named: using the validation images of {REAL_NAME} in this package.")
+    options.fill()
+    if options.data == "drawn":
+        options.data, options.data_dir = None, f"outputs/scenes-seed{seed}"
 
 
 @dataclass
@@ -267,6 +298,7 @@ __all__ = [
     "HubArguments",
     "HubTarget",
     "InferenceArguments",
+    "choose_data",
     "parse_bands",
     "parse_class_names",
     "parse_label_map",

@@ -82,7 +82,7 @@ class Demo:
         logits = sliding_window_logits(self.model, inputs["pixel_values"], self.crop_size, self.students)
         result = {"image": image}
         for fusion in self.fusions:
-            fused = fused_logits(logits, fusion, (image.height, image.width))
+            fused = fused_logits(logits, self.model.config, (image.height, image.width), fusion)
             confidence, labels = fused.softmax(dim=0).max(dim=0)
             result[fusion] = labels.byte().cpu().numpy(), (255 * confidence).byte().cpu().numpy()
         return result

@@ -1,7 +1,13 @@
 """Train both Co2S students on a few labelled and many unlabelled images.
 
-  # Try everything out: train a tiny model from scratch on drawn scenes. Takes minutes on a CPU.
+  # Try everything out with the aerial images and the small pretrained backbones of this package: minutes on a CPU.
   co2s train
+
+  # The same with small backbones that know nothing yet.
+  co2s train --from_scratch --output_dir outputs/from_scratch
+
+  # The same on artificial scenes.
+  co2s train --data drawn --output_dir outputs/drawn
 
   # Your folder with images/ and labels/. Draw the sets: one training image in eight keeps its labels.
   co2s train --data_dir path/to/folder --labeled_fraction 1/8
@@ -45,6 +51,7 @@ COMMAND = Command(
     groups=[DATA, *training_groups(), CARD],
     has_recipes=True,
     first=(
+        "data",
         "data_dir",
         "dataset_name",
         "labeled_fraction",

@@ -166,6 +166,7 @@ class _Prediction:
         """Return everything that the predicted pixels depend on. A resumed run must have the same facts."""
         source, config, options = self.scene.source, self.model.config, self.options
         file = Path(source).stat() if is_local(source) else None
+        temperatures = {name: getattr(config, name) for name in ("clip_temperature", "dinov3_temperature")}
         return {
             "scene": {"name": scene_name(source)}
             | ({"bytes": file.st_size, "modified": file.st_mtime} if file else {}),
@@ -174,7 +175,9 @@ class _Prediction:
                 "dtype": str(self.model.dtype),
                 "device": self.model.device.type,
                 "fusion": config.fusion,
-            },
+            }
+            # Temperatures of 1 are left out: maps of earlier versions, which had none, keep the same facts.
+            | {name: temperature for name, temperature in temperatures.items() if temperature != 1},
             "normalization": (self.image_processor.image_mean, self.image_processor.image_std),
             "crop_size": self.grid.crop_size,
             "overlap_px": self.grid.overlap,
@@ -233,7 +236,7 @@ class _Prediction:
         valid = piece.weights > 0
         logits = (piece.sums / torch.where(valid, piece.weights, 1)).chunk(len(self.students))
         logits = {name: part[None] for name, part in zip(self.students, logits)}
-        probabilities = fused_logits(logits, self.model.config.fusion, tuple(valid.shape)).softmax(dim=0)
+        probabilities = fused_logits(logits, self.model.config, tuple(valid.shape)).softmax(dim=0)
         if not probabilities.isfinite().all():
             raise UserValueError(
                 "The logits of the model are not finite (NaN or infinite). Use a higher precision, or another model: "

@@ -18,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..model.adapters_co2s import PEFT_CONFIG_FILE
 from ..model.configuration_co2s import Co2SConfig
 from ..model.modeling_co2s import Co2SForSemanticSegmentation
+from ..model.text_guidance_co2s import SHIPPED_BACKBONES
 from ..training.evaluation import METRICS, Evaluation
 from ..utils.errors import UserValueError, loading
 from ..utils.files import write_text
@@ -25,8 +26,9 @@ from ..utils.files import write_text
 
 # File with the facts of a training run, in the folder of the model. "command" is the list of words after the program's
 # name, such as ["train", "--data_dir", "x"]. "arguments" maps the options of the command to their values in JSON.
-# "data" holds name, id (on the Hub, or None), partition, is_drawn, num_labeled, num_unlabeled and num_validation. The
-# other keys are data_hash, num_processes, device, mixed_precision, versions and git_revision.
+# "data" holds name, id (on the Hub, or None), partition, is_drawn, is_real (the images of this package), num_labeled,
+# num_unlabeled and num_validation. The other keys are data_hash, num_processes, device, mixed_precision, versions and
+# git_revision.
 TRAINING_FILE = "training.json"
 PREDICTIONS, CURVES, SAMPLES = "figures/predictions.png", "figures/curves.png", "samples"
 MODEL_PATH = "path/to/this/model"  # stands for the name of the model in a card until the model is published
@@ -88,6 +90,7 @@ def write_card(folder: str | Path, evaluation: Evaluation | None = None, config:
         is_clean=bool(training and training["git_revision"] and not training["git_revision"].endswith("-dirty")),
         arguments=_options_yaml(training["arguments"]) if training else None,
         pictures=pictures,
+        shipped=SHIPPED_BACKBONES,
         results=f"{NO_RESULTS}\n\n{RESULTS_END}\n",
     )
     if evaluation is not None:
@@ -245,8 +248,9 @@ def _metadata(training: dict | None, samples: list[str], adapter: dict | None) -
     if base:  # the backbones are in the card of the base model
         facts["base_model_relation"] = "finetune" if adapter is None else "adapter"
         facts |= {"base_model": base} if is_hub_name(base) else {}
-    elif backbones := [name for key in ("clip_model", "dinov3_model") if (name := arguments.get(key))]:
-        facts |= {"license": "other", "license_name": "dinov3-license", "license_link": DINOV3_LICENSE}
+    elif backbones := [arguments[key] for key in ("clip_model", "dinov3_model") if arguments.get(key)]:
+        if arguments.get("dinov3_model") not in SHIPPED_BACKBONES:
+            facts |= {"license": "other", "license_name": "dinov3-license", "license_link": DINOV3_LICENSE}
         hub_names = [name for name in backbones if is_hub_name(name)]
         facts |= {"base_model": hub_names} if hub_names else {}
     if training and training["data"]["id"]:

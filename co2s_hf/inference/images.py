@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..model.configuration_co2s import Co2SConfig
 from ..model.image_processing_co2s import Co2SImageProcessor
-from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation, fuse_logits
+from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation, calibrate_and_fuse
 from ..utils.errors import UserValueError, loading
 from .windows import sliding_window_logits
 
@@ -96,26 +96,29 @@ def predict_logits(
 
     Returns:
         Name of each computed student, then "fused" -> logits (classes, height, width), float32, on the device of the
-        model, without gradients.
+        model, without gradients. All of them are divided by the temperatures of the students.
     """
-    fusion, students = model.config.fusion, fused_students(model.config)
+    config, students = model.config, fused_students(model.config)
     logits = sliding_window_logits(model, pixel_values, crop_size, students, flip=flip)
-    predictions = {name: fused_logits(logits, name, size) for name in students}
-    return predictions | {"fused": fused_logits(logits, fusion, size)}
+    predictions = {name: fused_logits(logits, config, size, name) for name in students}
+    return predictions | {"fused": fused_logits(logits, config, size)}
 
 
-def fused_logits(logits: dict[str, torch.Tensor], fusion: str, size: tuple[int, int]) -> torch.Tensor:
-    """Fuse the students' logits of one image and resize the result.
+def fused_logits(
+    logits: dict[str, torch.Tensor], config: Co2SConfig, size: tuple[int, int], fusion: str | None = None
+) -> torch.Tensor:
+    """Calibrate and fuse the students' logits of one image, and resize the result.
 
     Args:
         logits: Per student (1, classes, height, width), as [`sliding_window_logits`] returns them.
-        fusion: "confidence" or "average", see [`fuse_logits`]. The name of a student: only the logits of that student.
+        config: Configuration of the model, with the temperatures of the students.
         size: (height, width) to resize to, as in the paper (bilinear, corners aligned).
+        fusion: One of [`FUSIONS`]; the name of a student: only the logits of that student. None: `config.fusion`.
 
     Returns:
         (classes, height, width).
     """
-    fused = logits[fusion] if fusion in STUDENTS else fuse_logits(logits["clip"], logits["dinov3"], fusion)
+    fused = calibrate_and_fuse(logits, config, fusion)
     if size != tuple(fused.shape[-2:]):
         fused = F.interpolate(fused, size=size, mode="bilinear", align_corners=True)
     return fused[0]
@@ -184,7 +187,7 @@ def segment_image(
         overlap_px=overlap_px,
         blend=blend,
     )
-    probabilities = fused_logits(logits, model.config.fusion, size).softmax(dim=0).cpu().numpy()
+    probabilities = fused_logits(logits, model.config, size).softmax(dim=0).cpu().numpy()
     return Segmentation(probabilities.argmax(axis=0).astype(np.uint8), probabilities)
 
 

@@ -138,7 +138,8 @@ def make_record(
         is_drawn: The images are scenes that this package drew.
     """
     facts = {"name": data_options.data_name, "id": data_options.dataset_id, "partition": data_options.partition}
-    facts |= {"is_drawn": is_drawn} | {f"num_{name}": len(lines) for name, lines in data.lists.items()}
+    facts |= {"is_drawn": is_drawn, "is_real": data_options.is_real}
+    facts |= {f"num_{name}": len(lines) for name, lines in data.lists.items()}
     record = {
         "command": list(command),
         "arguments": asdict(data_options) | asdict(options),

@@ -1,9 +1,10 @@
 """Log a training run: mean losses, coverage of the pseudo-labels, speed, memory and warnings."""
 
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +19,10 @@ from ..utils.files import write_text
 
 
 # Measurements of the machine. The other values of a log line are the same when a run is repeated.
-MEASURED = ("images_per_second", "peak_memory_gb")
+MEASURED = ("seconds", "images_per_second", "peak_memory_gb")
+
+# A class has vanished if its coverage, relative to its share of the labelled pixels, was lower in that many lines.
+VANISHED_COVERAGE, VANISHED_LINES = 0.01, 3
 
 
 class Logbook:
@@ -28,12 +32,20 @@ class Logbook:
         accelerator: Accelerate's state of the run. The means are over all its processes.
         path: The log file, with one JSON object per line.
         id2label: Class names by index, for the values per class.
+        labeled_share: Share of the labelled pixels of each class. None: each class has the same share.
     """
 
-    def __init__(self, accelerator: Accelerator, path: Path, id2label: dict[int, str]):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        path: Path,
+        id2label: dict[int, str],
+        labeled_share: Sequence[float] | None = None,
+    ):
         self.accelerator, self.path, self.id2label = accelerator, path, id2label
+        shares = [1 / len(id2label)] * len(id2label) if labeled_share is None else labeled_share
+        self.labeled_share = dict(zip(id2label.values(), map(float, shares)))
         self.entries, self.images, self.started = [], 0, time.perf_counter()
-        self.covered = {student: set() for student in STUDENTS}
 
     def add(self, losses: dict[str, torch.Tensor], images: int):
         """Add the losses of one batch. `images` is the number of its images on all processes together."""
@@ -61,6 +73,7 @@ class Logbook:
         means["batches_without_labels"] = round(means.pop("without_labels") * batches)
         seconds = time.perf_counter() - self.started
         means |= {
+            "seconds": seconds,
             "images_per_second": self.images / seconds,
             "peak_memory_gb": peak_memory_gb(self.accelerator.device),
         }
@@ -68,10 +81,10 @@ class Logbook:
         if not self.accelerator.is_main_process:
             return
         tqdm.write(self._summary(step, means))
-        self._warn_of_vanished_classes(step, means)
         # A resumed run replaces the lines that were written after its checkpoint.
         lines = [line for line in read_log(self.path) if line["step"] < step]
         lines.append({"step": step, "learning_rates": learning_rates, **means})
+        self._warn_of_vanished_classes(lines)
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
         rates = {f"learning_rate/{name}": rate for name, rate in learning_rates.items()}
         self.accelerator.log(flatten(means) | rates, step=step)
@@ -87,10 +100,13 @@ class Logbook:
             right, known = (means.pop(f"{student}/{term}_fraction", None) for term in ("right", "known"))
             if known is not None and known > 0:  # without pixels there is no accuracy
                 means[f"{student}/pseudo_label_accuracy"] = right / known
+            right, known = (means.pop(f"{student}/{term}_coverage", None) for term in ("right", "known"))
+            if known is not None:
+                means[f"{student}/accuracy_by_class"] = right / known  # NaN for a class without known pixels
         return {
             name: value.item()
             if value.ndim == 0
-            else {self.id2label[index]: share for index, share in enumerate(value.tolist())}
+            else {self.id2label[index]: share for index, share in enumerate(value.tolist()) if not math.isnan(share)}
             for name, value in means.items()
         }
 
@@ -105,18 +121,50 @@ class Logbook:
             parts.append(f"{count} batches without a labelled pixel")
         return "  ".join([*parts, f"{means['images_per_second']:.1f} images/s"])
 
-    def _warn_of_vanished_classes(self, step: int, means: dict):
-        """Warn when a class no longer has confident pseudo-labels. A training usually collapses in this way."""
-        for student, covered in self.covered.items():
-            if coverage := means.get(f"{student}/coverage"):
-                now = {label for label, share in coverage.items() if share > 0}
-                for label in sorted(covered - now):
+    def _warn_of_vanished_classes(self, lines: list[dict]):
+        """Warn when a class has no confident pseudo-labels any more. A training usually collapses in this way."""
+        for student in STUDENTS:
+            coverage = [line[f"{student}/coverage"] for line in lines if f"{student}/coverage" in line]
+            for label, share in self.labeled_share.items():
+                if share == 0:
+                    continue
+                is_low = [values[label] < VANISHED_COVERAGE * share for values in coverage[-VANISHED_LINES - 1 :]]
+                # Warn once: the line before these was not low, or there was none.
+                if is_low[-VANISHED_LINES:] == [True] * VANISHED_LINES and is_low != [True] * (VANISHED_LINES + 1):
                     tqdm.write(
-                        f"Warning: '{label}' has vanished from the {student} student's confident pseudo-labels by "
-                        f"step {step}. If it does not return, label more of it, lower `confidence_threshold`, or try "
+                        f"Warning: '{label}' has vanished from the {student} student's confident pseudo-labels: they "
+                        f"cover {100 * coverage[-1][label]:.2f} % of the pixels at step {lines[-1]['step']}, but "
+                        f"{100 * share:.1f} % of the labelled pixels are '{label}'. If it does not return, label more "
+                        "of it, use `recipe='balanced'`, lower `confidence_threshold`, or try "
                         "`class_weights='balanced'`."
                     )
-                self.covered[student] = now
+
+
+def pseudo_label_table(log: list[dict], labeled_share: dict[str, float]) -> str | None:
+    """Format the coverage and, if it is known, the accuracy of the pseudo-labels of each class, in per cent.
+
+    Args:
+        log: Lines of log.jsonl. The last line with pseudo-labels is shown.
+        labeled_share: Class name -> share of the labelled pixels.
+
+    Returns:
+        Several lines. None if the log has no pseudo-labels.
+    """
+    lines = [line for line in log if any(f"{student}/coverage" in line for student in STUDENTS)]
+    if not lines:
+        return None
+    columns = {"labels": labeled_share}
+    for student in STUDENTS:
+        for term, title in (("coverage", student), ("accuracy_by_class", "right")):
+            if (values := lines[-1].get(f"{student}/{term}")) is not None:
+                columns[f"{title} ({student})" if title == "right" else title] = values
+    width = max(map(len, labeled_share)) + 2
+    rows = [" " * width + "".join(f"{title:>16}" for title in columns)]
+    for label in labeled_share:
+        cells = [f"{100 * values[label]:.1f}" if label in values else "-" for values in columns.values()]
+        rows.append(f"{label:{width}}" + "".join(f"{cell:>16}" for cell in cells))
+    heading = f"Pseudo-labels at step {lines[-1]['step']}: share of the pixels of each class, in per cent"
+    return "\n".join([heading + (", and how many are right" if "right" in rows[0] else ""), *rows])
 
 
 class DivergenceError(UserError, FloatingPointError):

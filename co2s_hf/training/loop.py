@@ -23,6 +23,7 @@ from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import Co2SForSemanticSegmentation
 from ..utils.figures import draw_curves, draw_predictions, palette_or_default
 from ..utils.files import write_json
+from .calibration import calibrate
 from .checkpoints import (
     check_output_dir,
     check_same_run,
@@ -35,7 +36,7 @@ from .checkpoints import (
     start_output,
 )
 from .evaluation import Evaluation, evaluate, predict_examples
-from .logbook import Logbook, NonFiniteGuard, read_log
+from .logbook import Logbook, NonFiniteGuard, pseudo_label_table, read_log
 from .lora import has_adapter, merged
 from .models import build_model
 from .objective import stability_weight
@@ -44,13 +45,16 @@ from .options import TrainingOptions, follow_protocol
 from .run import (
     Run,
     Trained,
+    batches,
     images_per_step,
+    make_items,
     make_loader,
     make_objective,
     open_data,
     read_class_weights,
     start_accelerate,
 )
+from .warmup import WarmUp, relative_coverage
 
 
 NUM_SHOWN = 5  # validation images in predictions.png
@@ -67,7 +71,8 @@ def setup(
 
     Args:
         options: Options of the training. Options that are None get their defaults, in place.
-        data_options: Options of the data. Without any source, scenes are drawn beside the output folder.
+        data_options: Options of the data. Those of the scenes of `data="drawn"`, or of the real images if no source is
+            named, are filled in, in place.
         build: Function that builds the model for the data. It returns the model in training mode, and unfreezes only
             the parameters to train.
         config: Configuration of the trained model to adapt. It sets how images are read. None: train a new model.
@@ -86,7 +91,7 @@ def setup(
     if accelerator.is_main_process and not is_in_run(checkpoint, Path(options.output_dir)):
         check_output_dir(options)
 
-    is_drawn = not data_options.has_source
+    is_drawn = data_options.data == "drawn"
     data = open_data(options, data_options, accelerator, config)
     num_images = images_per_step(options, accelerator)
     options.resolve_steps(steps_per_epoch(len(data.labeled), len(data.unlabeled), num_images))
@@ -98,17 +103,18 @@ def setup(
     set_seed(options.seed)
     model = build(options, data)
     resize = {"do_resize": True, "size": {"shortest_edge": options.eval_short_side}} if options.eval_short_side else {}
-    objective = make_objective(options, model, class_weights, accelerator)
+    objective = make_objective(options, model, class_weights, data, accelerator)
     optimizer = make_optimizer(model, options.learning_rate, options.backbone_lr_scale, options.decoder_lr_scale)
     scheduler = polynomial_decay(optimizer, options.max_train_steps)
-    first_item = num_images * (checkpoint_step(checkpoint) if checkpoint else 0)
-    loader = make_loader(options, data, model.config, num_images, first_item, accelerator)
+    warm_up = WarmUp.for_options(options)
     # Accelerate wraps the objective, not the model: the forward of the objective computes all losses of a batch.
-    objective, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
-    accelerator.register_for_checkpointing(scheduler)
+    objective, optimizer = accelerator.prepare(objective, optimizer)
+    accelerator.register_for_checkpointing(scheduler, *([warm_up] if warm_up.end is None else []))
     if checkpoint is not None:
         accelerator.load_state(checkpoint)
         accelerator.print(f"Resumed after step {checkpoint_step(checkpoint)} from {checkpoint}.")
+    first_item = num_images * (checkpoint_step(checkpoint) if checkpoint else 0)
+    items = make_items(options, data, model.config, num_images, warm_up.steps)
     return Run(
         options=options,
         data_options=data_options,
@@ -119,10 +125,12 @@ def setup(
         objective=objective,
         optimizer=optimizer,
         scheduler=scheduler,
-        loader=loader,
+        items=items,
+        loader=make_loader(options, items, warm_up, first_item, accelerator),
+        warm_up=warm_up,
         checkpoint=checkpoint,
         record=record,
-        logbook=Logbook(accelerator, Path(options.output_dir) / "log.jsonl", data.id2label),
+        logbook=Logbook(accelerator, Path(options.output_dir) / "log.jsonl", data.id2label, data.labeled_share),
         guard=NonFiniteGuard(accelerator),
     )
 
@@ -148,7 +156,7 @@ def train(run: Run, evaluate_first: bool = False) -> Trained:
     done, total = run.steps_done, options.max_train_steps
     run.logbook.start()
     bar = tqdm(desc="training", initial=done, total=total, disable=not accelerator.is_main_process)
-    for index, batch in enumerate(run.loader, start=done * options.gradient_accumulation_steps):
+    for index, batch in enumerate(batches(run), start=done * options.gradient_accumulation_steps):
         was_skipped = training_step(run, batch, index)
         if not accelerator.sync_gradients:  # the step is not complete: it has more batches
             continue
@@ -160,10 +168,13 @@ def train(run: Run, evaluate_first: bool = False) -> Trained:
             run.logbook.write(done, {group["name"]: group["lr"] for group in run.optimizer.param_groups})
         run.scheduler.step()
         with run.logbook.paused():
+            if run.warm_up.must_check(done):
+                check_warm_up(run, done)
             if is_checkpoint and not was_skipped:  # after a skipped step, the next step may stop the run
                 save_checkpoint(accelerator, run.output_dir / "checkpoints", done)
                 accelerator.print(f"Saved a checkpoint after step {done}.", flush=True)
             if options.eval_steps and done % options.eval_steps == 0 and not is_last:
+                set_temperatures(run)
                 measure(run, done)
     bar.close()
     return finish(run)
@@ -185,7 +196,7 @@ def training_step(run: Run, batch: dict, index: int) -> bool:
     # Feature dropout depends only on the seed and the number of the batch. All processes draw the same numbers.
     torch.manual_seed(options.seed * options.max_train_steps * options.gradient_accumulation_steps + index)
     # lambda rises only after the warm-up. Before it, the predictions of the students are not reliable.
-    semi_step, semi_steps = (n - options.supervised_warmup_steps for n in (step, options.max_train_steps))
+    semi_step, semi_steps = (n - run.warm_up.steps for n in (step, options.max_train_steps))
     weight = stability_weight(max(semi_step, 0), semi_steps, options.stability_weight)
     with run.accelerator.accumulate(run.objective):
         losses = run.objective(make_views(batch, config.image_mean, config.image_std), weight)
@@ -217,6 +228,15 @@ def begin(run: Run):
         run.accelerator.init_trackers("co2s_hf", config=shown)
 
 
+def check_warm_up(run: Run, done: int):
+    """Measure the coverage of the pseudo-labels after a step of the warm-up, and end the warm-up if it suffices."""
+    objective = run.accelerator.unwrap_model(run.objective)
+    check = -(-done // run.warm_up.check_steps)
+    coverage = relative_coverage(objective, run.items, check, run.options.per_device_train_batch_size)
+    if reason := run.warm_up.end_if_covered(done, coverage, list(run.data.id2label.values())):
+        run.accelerator.print(reason)
+
+
 def measure(run: Run, step: int) -> Evaluation:
     """Evaluate after a step, print the table, and save the model if it is the best so far."""
     found = evaluate(
@@ -237,10 +257,20 @@ def measure(run: Run, step: int) -> Evaluation:
     return found
 
 
+def set_temperatures(run: Run):
+    """Calibrate the students if the recipe is "balanced", and print their temperatures."""
+    if run.options.recipe != "balanced":  # the paper compares the confidences of the students as they are
+        return
+    found = calibrate(run.model, run.data, run.options, run.accelerator)
+    shown = ", ".join(f"{name} {temperature:.2f}" for name, temperature in found.items())
+    run.accelerator.print(f"Temperatures of the students: {shown}.")
+
+
 def finish(run: Run) -> Trained:
-    """Save and evaluate the trained model, and draw its predictions and the curves of the losses."""
+    """Calibrate, save and evaluate the trained model, and draw its predictions and the curves of the losses."""
     accelerator, data, output_dir = run.accelerator, run.data, run.output_dir
     accelerator.print(training_size(run.model, run.optimizer))
+    set_temperatures(run)
     if accelerator.is_main_process:
         save_model(savable(run), run.image_processor, run.folder)
         print(f"Saved {run.folder}: Co2SForSemanticSegmentation.from_pretrained('{run.folder}')")
@@ -249,7 +279,10 @@ def finish(run: Run) -> Trained:
     if accelerator.is_main_process:
         write_json(output_dir / "metrics.json", found.to_dict())
         write_json(run.folder / "metrics.json", found.to_dict())
-        draw_curves(read_log(output_dir / "log.jsonl"), output_dir / "curves.png")
+        log = read_log(output_dir / "log.jsonl")
+        draw_curves(log, output_dir / "curves.png")
+        if table := pseudo_label_table(log, run.logbook.labeled_share):
+            print(table)
         palette = palette_or_default(data.palette, len(data.id2label))
         shown = predict_examples(run.model, run.image_processor, data.validation[:NUM_SHOWN], run.options.crop_size)
         draw_predictions(shown, data.id2label, palette, output_dir / "predictions.png")

@@ -1,5 +1,6 @@
 """Build the model of a run: from scratch, from pretrained backbones, or from a trained model with an adapter."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from transformers.utils import find_adapter_config_file
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..data.sources import Source
-from ..model.configuration_co2s import Co2SConfig
+from ..model.configuration_co2s import SMALL_DECODER, Co2SConfig
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
 from ..utils.errors import UserImportError, UserValueError, loading
@@ -32,10 +33,7 @@ def tiny_config(**config_kwargs) -> Co2SConfig:
         dinov3_config={**backbone, "patch_size": 8, "num_register_tokens": 4, "layer_norm_eps": 1e-6},
         clip_feature_layers=(0, 2, 5),
         dinov3_feature_layers=(1, 3, 5),
-        decoder_channels=32,
-        decoder_guidance_channels=32,
-        decoder_skip_channels=(8, 8),
-        decoder_up_channels=(16, 16),
+        **SMALL_DECODER,
         **config_kwargs,
     )
 
@@ -47,9 +45,7 @@ def tiny_model(**config_kwargs) -> Co2SForSemanticSegmentation:
     Therefore the weights of the decoder's first convolution start 8 times larger than PyTorch's default.
     """
     model = Co2SForSemanticSegmentation(tiny_config(**config_kwargs))
-    with torch.no_grad():
-        for name in STUDENTS:
-            getattr(model, name).decoder.similarity_projection.weight.mul_(8)
+    _strengthen(model, STUDENTS)
     # On a CPU, a tiny decoder is a quarter faster in this memory format.
     return model.to(memory_format=torch.channels_last)
 
@@ -58,7 +54,7 @@ def build_model(options: TrainingOptions, data: Source) -> Co2SForSemanticSegmen
     """Build a new model for the data's classes, in training mode, with the trained parameters unfrozen.
 
     Raises:
-        UserValueError: `clip_model` is given, and the classes have no names.
+        UserValueError: The data has fewer than two classes.
         UserOSError: A pretrained backbone cannot be loaded.
     """
     if len(data.id2label) < 2:
@@ -67,16 +63,7 @@ def build_model(options: TrainingOptions, data: Source) -> Co2SForSemanticSegmen
             "with `class_names`, and label some pixels of each."
         )
     classes = {"id2label": data.id2label, "palette": data.palette, "class_concepts": data.class_concepts}
-    if options.clip_model is None:
-        model = tiny_model(**classes)
-    elif data.class_concepts is None:
-        raise UserValueError(
-            "CLIP is guided by the names of the classes, and this data has no names. Give `class_names`, or write "
-            "classes.json (which can also list several concepts per class)."
-        )
-    else:
-        with loading(f"`clip_model` {options.clip_model} or `dinov3_model` {options.dinov3_model}"):
-            model = Co2SForSemanticSegmentation.from_backbones(options.clip_model, options.dinov3_model, **classes)
+    model = tiny_model(**classes) if options.from_scratch else pretrained_model(options, classes)
     if options.recipe == "released":
         model = repeat_released_quirks(model)
     _record_inputs(model, options, data)
@@ -85,6 +72,34 @@ def build_model(options: TrainingOptions, data: Source) -> Co2SForSemanticSegmen
         model.add_adapter(lora_config(model, options))
     train_only(model, options.students)
     return model.train()
+
+
+def pretrained_model(options: TrainingOptions, classes: dict) -> Co2SForSemanticSegmentation:
+    """Make a model from the pretrained backbones of the options.
+
+    Without names of the classes, there is no text that could guide CLIP. Then each class gets a random vector.
+
+    Args:
+        options: Options of the training, with all defaults filled in.
+        classes: Fields `id2label`, `palette` and `class_concepts` of the configuration. The concepts of data without
+            class names are None.
+    """
+    text_embeddings = "random" if classes["class_concepts"] is None else None
+    with loading(f"`clip_model` {options.clip_model} or `dinov3_model` {options.dinov3_model}"):
+        model = Co2SForSemanticSegmentation.from_backbones(
+            options.clip_model, options.dinov3_model, text_embeddings=text_embeddings, **classes
+        )
+    if model.config.decoder_channels != SMALL_DECODER["decoder_channels"]:
+        return model
+    _strengthen(model, ("dinov3",))  # its queries are random, so the similarities are small; those of CLIP are not
+    return model.to(memory_format=torch.channels_last)  # as in `tiny_model`
+
+
+def _strengthen(model: Co2SForSemanticSegmentation, students: Sequence[str]):
+    """Enlarge the weights of the decoder's first convolution, whose inputs are all between -0.1 and 0.1."""
+    with torch.no_grad():
+        for name in students:
+            getattr(model, name).decoder.similarity_projection.weight.mul_(8)
 
 
 def repeat_released_quirks(model: Co2SForSemanticSegmentation) -> Co2SForSemanticSegmentation:
@@ -155,6 +170,8 @@ def build_adapted_model(options: AdaptationOptions, data: Source) -> Co2SForSema
             options.checkpoint, dtype=torch.float32, **quantization(options.quantize)
         )
         change_classes(model, options, data)
+    # The temperatures of the base are not right for the weights of the adapted model.
+    model.config.clip_temperature = model.config.dinov3_temperature = 1.0
     _record_inputs(model, options, data)
     train_only(model, options.students)  # sets the fusion, which the adapter stores
     model.add_adapter(lora_config(model, options))

@@ -20,7 +20,8 @@ from torch import nn
 
 from ..data.views import Views, cutmix
 from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
-from .pseudo_labels import CONFIDENCE_MODES, Mean, PseudoLabels
+from .class_balance import BALANCES, Balance, ClassStatistics, class_thresholds, logit_shift
+from .pseudo_labels import CONFIDENCE_MODES, Mean, PseudoLabels, of_each_pixel
 
 
 STABILITY_PEAK, STABILITY_RAMP = 0.5, 0.2
@@ -82,31 +83,50 @@ def stability_weight(step: int, total_steps: int, peak: float = STABILITY_PEAK) 
 
 
 def stability_losses(
-    clip_logits: torch.Tensor, dinov3_logits: torch.Tensor, threshold: float, mode: str = "paper"
+    clip_logits: torch.Tensor,
+    dinov3_logits: torch.Tensor,
+    threshold: float | dict[str, float | torch.Tensor],
+    mode: str = "paper",
+    padding: torch.Tensor | None = None,
+    temperatures: dict[str, float | torch.Tensor] | None = None,
+    may_teach: dict[str, bool | torch.Tensor] | None = None,
 ) -> dict[str, Mean]:
     """Compute the losses between the students. In each pixel, the more confident student teaches the other one.
 
     The loss of a student counts the pixels in which the other student reaches the threshold, and in which the student
-    itself is below the threshold or not more confident than the other one.
+    itself is below the threshold or not more confident than the other one. The paper averages over these pixels. It
+    does not mention padding, which the authors' code counts like the image. Padding is no image: predictions there say
+    nothing about one. Therefore it is left out if `padding` is given.
 
     Args:
         clip_logits: (batch, classes, height, width), of the weak view.
         dinov3_logits: Logits of the other student, same shape.
-        threshold: Lowest confidence of a student that teaches, 0 to 1.
+        threshold: Lowest confidence of a student that teaches, 0 to 1. For thresholds per class: name of each student
+            -> (classes,); the threshold of a pixel is that of its predicted class.
         mode: "paper": gradients flow to the student that is taught. "reference": the same value without gradients, as
             in the authors' code.
+        padding: Boolean (batch, height, width), true for pixels without data, which are not counted. None: count all.
+        temperatures: Name of each student -> temperature that divides its logits before the softmax. None: 1.
+        may_teach: Name of each student -> whether the other student learns from it. None: both teach.
 
     Returns:
         Name of each student -> squared differences of the probabilities, averaged over the classes and summed over the
         counted pixels, and the number of these pixels.
     """
-    probabilities = {"clip": clip_logits.float().softmax(dim=1), "dinov3": dinov3_logits.float().softmax(dim=1)}
-    confidence = {name: p.detach().amax(dim=1) for name, p in probabilities.items()}
+    probabilities, confidence, is_confident = {}, {}, {}
+    for name, logits in zip(STUDENTS, (clip_logits, dinov3_logits)):
+        logits = logits.float() if temperatures is None else logits.float() / temperatures[name]
+        probabilities[name] = logits.softmax(dim=1)
+        confidence[name], labels = probabilities[name].detach().max(dim=1)
+        own_threshold = threshold[name] if isinstance(threshold, dict) else threshold
+        is_confident[name] = confidence[name] >= of_each_pixel(own_threshold, labels)
     losses = {}
     for name, teacher in (("clip", "dinov3"), ("dinov3", "clip")):
-        learns = (confidence[teacher] >= threshold) & (
-            (confidence[name] < threshold) | (confidence[teacher] >= confidence[name])
-        )
+        learns = is_confident[teacher] & (~is_confident[name] | (confidence[teacher] >= confidence[name]))
+        if may_teach is not None:
+            learns = learns & may_teach[teacher]
+        if padding is not None:
+            learns = learns & ~padding
         own = probabilities[name].detach() if mode == "reference" else probabilities[name]
         squared = (own - probabilities[teacher].detach()).square().mean(dim=1)
         losses[name] = Mean((squared * learns).sum(), learns.sum())
@@ -126,9 +146,12 @@ class Co2SObjective(nn.Module):
         feature_dropout_weight: Weight of the loss on perturbed features.
         feature_dropout: Probability of dropping a feature channel.
         stability: "paper", "reference" (see [`stability_losses`]) or "off".
+        counts_padding: Also count pixels without data in the stability loss, as the authors' code does.
         confidence_mode: Weights of pseudo-labels, see [`PseudoLabels.loss`].
         labeled_loss: "cross_entropy" or "ohem", see [`labeled_loss`].
         class_weights: (classes,), weights of the labelled pixels of each class.
+        balance: How pseudo-labels keep every class.
+        labeled_share: (classes,), share of the labelled pixels of each class. Needed for `balance.cap`.
         accelerator: Accelerate's state of a distributed run. The mean of each loss over the processes is then the loss
             of the whole batch.
 
@@ -145,9 +168,12 @@ class Co2SObjective(nn.Module):
         feature_dropout_weight: float = 0.5,
         feature_dropout: float = 0.5,
         stability: str = "paper",
+        counts_padding: bool = False,
         confidence_mode: str = "pixelwise",
         labeled_loss: str = "cross_entropy",
         class_weights: torch.Tensor | None = None,
+        balance: Balance = BALANCES["paper"],
+        labeled_share: torch.Tensor | None = None,
         accelerator: Accelerator | None = None,
     ):
         super().__init__()
@@ -162,21 +188,28 @@ class Co2SObjective(nn.Module):
         ):
             if value not in allowed:
                 raise ValueError(f"`{name}` is '{value}'; choose one of {', '.join(allowed)}.")
-        if class_weights is not None and tuple(class_weights.shape) != (model.config.num_labels,):
-            raise ValueError(
-                f"`class_weights` has the shape {tuple(class_weights.shape)}; {model.config.num_labels} classes need "
-                f"({model.config.num_labels},)."
-            )
+        num_labels = model.config.num_labels
+        for name, values in (("class_weights", class_weights), ("labeled_share", labeled_share)):
+            if values is not None and tuple(values.shape) != (num_labels,):
+                raise ValueError(
+                    f"`{name}` has the shape {tuple(values.shape)}; {num_labels} classes need ({num_labels},)."
+                )
+        if balance.cap is not None and labeled_share is None:
+            raise ValueError("`balance.cap` needs `labeled_share`, the share of the labelled pixels of each class.")
         self.model = model
         self.students = tuple(students)
         self.threshold = threshold
         self.strong_weight = strong_weight
         self.feature_dropout_weight = feature_dropout_weight
         self.feature_dropout = feature_dropout
-        self.stability = stability
+        self.stability, self.counts_padding = stability, counts_padding
         self.confidence_mode = confidence_mode
         self.labeled_loss = labeled_loss
         self.register_buffer("class_weights", class_weights, persistent=False)
+        self.balance = balance
+        self.register_buffer("labeled_share", labeled_share, persistent=False)
+        kept = self.students if balance.needs_statistics else ()
+        self.statistics = nn.ModuleDict({name: ClassStatistics(num_labels, balance) for name in kept})
         self.accelerator = accelerator
 
     def forward(self, views: Views, stability_weight: float = 0.0) -> dict[str, torch.Tensor]:
@@ -194,15 +227,12 @@ class Co2SObjective(nn.Module):
             - `confident_fraction`: share of the image pixels with confident pseudo-labels;
             - `coverage` (classes,): the same share for each pseudo-label class;
             - with `views.hidden_labels` also `known_fraction`: share of the image pixels with a confident pseudo-label
-              and a known true class; and `right_fraction`: share of the image pixels in which these two agree.
+              and a known true class; and `right_fraction`: share of the image pixels in which these two agree;
+            - and `known_coverage`, `right_coverage` (classes,): the same shares for each pseudo-label class.
 
             The mean of each value over the processes is its value for the global batch.
         """
-        if views.weak is None:
-            logits = self.model.student_logits(views.labeled, students=self.students)
-            means = {name: {"loss_supervised": self._supervised(logits[name], views)} for name in self.students}
-        else:
-            means = self._semi_supervised(views)
+        means = self._labeled_only(views) if views.weak is None else self._semi_supervised(views)
         terms = self._divided(means)
         report = {f"{name}/{term}": value.detach() for name in terms for term, value in terms[name].items()}
         totals = {name: self._total(student_terms, stability_weight) for name, student_terms in terms.items()}
@@ -210,8 +240,12 @@ class Co2SObjective(nn.Module):
         ignored = views.labels == self.model.config.semantic_loss_ignore_index
         return {"loss": sum(totals.values()), "without_labels": ignored.all().float(), **report}
 
+    def _labeled_only(self, views: Views) -> dict[str, dict[str, Mean]]:
+        logits = self.model.student_logits(views.labeled, students=self.students)
+        return {name: {"loss_supervised": self._supervised(logits[name], views)} for name in self.students}
+
     def _semi_supervised(self, views: Views) -> dict[str, dict[str, Mean]]:
-        views = _with_partners(views)
+        views = with_partners(views)
         images = [
             views.labeled,
             views.weak,
@@ -226,26 +260,47 @@ class Co2SObjective(nn.Module):
             torch.cat(images), self.students, perturbed_samples=weak_samples, perturb=self._drop_channels
         )
 
-        means, weak_logits = {}, {}
+        parts = {name: logits[name].split([*sizes, sizes[1]]) for name in self.students}
+        self._update_statistics({name: parts[name][1] for name in self.students}, views.padding)
+        means, unbiased, thresholds = {}, {}, {}
         for name in self.students:
-            parts = logits[name].split([*sizes, sizes[1]])
-            labeled, weak_logits[name], strong_1, strong_2, perturbed = *parts[:4], parts[-1]
-            own = PseudoLabels.from_logits(weak_logits[name], views.padding)
-            partner_logits = parts[4] if views.partner_order is None else weak_logits[name][views.partner_order]
-            other = PseudoLabels.from_logits(partner_logits, views.partner_padding)
+            labeled, weak, strong_1, strong_2, perturbed = *parts[name][:4], parts[name][-1]
+            thresholds[name], shift = self._rules(name)
+            unbiased[name] = weak - shift
+            own = PseudoLabels.from_logits(unbiased[name], views.padding)
+            partner = parts[name][4] if views.partner_order is None else weak[views.partner_order]
+            other = PseudoLabels.from_logits(partner - shift, views.partner_padding)
             mixed_1, mixed_2 = (own.mixed_with(other, boxes) for boxes in (views.cutmix_boxes_1, views.cutmix_boxes_2))
             means[name] = {
                 "loss_supervised": self._supervised(labeled, views),
-                "loss_strong_1": mixed_1.loss(strong_1, self.threshold, self.confidence_mode),
-                "loss_strong_2": mixed_2.loss(strong_2, self.threshold, self.confidence_mode),
-                "loss_feature_dropout": own.loss(perturbed, self.threshold, self.confidence_mode),
-                **self._quality(own, views),
+                "loss_strong_1": mixed_1.loss(strong_1 + shift, thresholds[name], self.confidence_mode),
+                "loss_strong_2": mixed_2.loss(strong_2 + shift, thresholds[name], self.confidence_mode),
+                "loss_feature_dropout": own.loss(perturbed + shift, thresholds[name], self.confidence_mode),
+                **self._quality(own, thresholds[name], views),
             }
         if self.stability != "off" and len(self.students) == 2:
-            stability = stability_losses(weak_logits["clip"], weak_logits["dinov3"], self.threshold, self.stability)
+            padding = None if self.counts_padding else views.padding
+            stability = stability_losses(unbiased["clip"], unbiased["dinov3"], thresholds, self.stability, padding)
             for name, mean in stability.items():
                 means[name]["loss_stability"] = mean
         return means
+
+    def _update_statistics(self, weak_logits: dict[str, torch.Tensor], padding: torch.Tensor):
+        """Add a batch to the running statistics of the students. All processes add the same sums."""
+        for name, statistics in self.statistics.items():
+            sums = statistics.measure(weak_logits[name], padding)
+            if self.accelerator is not None:
+                sums = self.accelerator.reduce(sums, reduction="sum")
+            statistics.update(sums)
+
+    def _rules(self, student: str) -> tuple[float | torch.Tensor, float | torch.Tensor]:
+        """Return the thresholds of a student, (classes,), and the shift of its logits, (classes, 1, 1); or numbers."""
+        if student not in self.statistics:
+            return self.threshold, 0.0
+        statistics = self.statistics[student]
+        thresholds = class_thresholds(statistics, self.balance, self.threshold, self.labeled_share)
+        shift = logit_shift(statistics, self.balance.logit_adjustment) if self.balance.logit_adjustment else 0.0
+        return thresholds, shift
 
     def _supervised(self, logits: torch.Tensor, views: Views) -> Mean:
         ignore_index = self.model.config.semantic_loss_ignore_index
@@ -265,17 +320,23 @@ class Co2SObjective(nn.Module):
         kept = draws[rank * batch_size : (rank + 1) * batch_size] >= self.feature_dropout
         return features * kept / max(1 - self.feature_dropout, 1e-6)
 
-    def _quality(self, own: PseudoLabels, views: Views) -> dict[str, Mean]:
+    def _quality(self, own: PseudoLabels, threshold: float | torch.Tensor, views: Views) -> dict[str, Mean]:
         """Measure the coverage and the accuracy of the pseudo-labels, for the log only."""
-        confident = own.confident(self.threshold)
+        confident = own.confident(threshold)
         pixels = (~own.padding).sum()
-        coverage = torch.bincount(own.labels[confident], minlength=self.model.config.num_labels)
+        coverage = self._by_class(own, confident)
         quality = {"confident_fraction": Mean(confident.sum(), pixels), "coverage": Mean(coverage, pixels)}
         if views.hidden_labels is not None:
             known = confident & (views.hidden_labels != self.model.config.semantic_loss_ignore_index)
             right = known & (own.labels == views.hidden_labels)
             quality |= {"right_fraction": Mean(right.sum(), pixels), "known_fraction": Mean(known.sum(), pixels)}
+            quality["right_coverage"] = Mean(self._by_class(own, right), pixels)
+            quality["known_coverage"] = Mean(self._by_class(own, known), pixels)
         return quality
+
+    def _by_class(self, own: PseudoLabels, counted: torch.Tensor) -> torch.Tensor:
+        """Return the number of counted pixels of each pseudo-label class, (classes,)."""
+        return torch.bincount(own.labels[counted], minlength=self.model.config.num_labels)
 
     def _divided(self, means: dict[str, dict[str, Mean]]) -> dict[str, dict[str, torch.Tensor]]:
         """Divide every sum by its pixel count. The counts are first averaged over the processes, all in one call."""
@@ -300,7 +361,7 @@ class Co2SObjective(nn.Module):
         return total
 
 
-def _with_partners(views: Views) -> Views:
+def with_partners(views: Views) -> Views:
     """Pair the images of a batch for CutMix, unless the views already contain partners.
 
     Neighbours form pairs. Therefore a batch that is divided among processes has the same pairs as the whole batch. The

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from ..data.benchmarks import BENCHMARKS
 from ..data.options import DataOptions
+from ..model.text_guidance_co2s import SHIPPED_BACKBONES
 from ..utils.errors import UserValueError
 
 
@@ -17,6 +18,18 @@ FROM_SCRATCH = {
     "learning_rate": 1e-3,
     "train_backbones": "all",
     "backbone_lr_scale": 1.0,
+    "decoder_lr_scale": 1.0,
+}
+# The small backbones of the package, trained as a whole.
+SHIPPED = {
+    "clip_model": SHIPPED_BACKBONES[0],
+    "dinov3_model": SHIPPED_BACKBONES[1],
+    "crop_size": 128,
+    "per_device_train_batch_size": 4,
+    "confidence_threshold": 0.9,
+    "learning_rate": 4e-3,
+    "train_backbones": "all",
+    "backbone_lr_scale": 0.04,
     "decoder_lr_scale": 1.0,
 }
 PRETRAINED = {
@@ -37,7 +50,7 @@ ADAPTING = {
     "backbone_lr_scale": 1.0,
     "decoder_lr_scale": 0.1,
 }
-DEFAULT_STEPS, ADAPTING_STEPS = 550, 200
+SHIPPED_STEPS, DEFAULT_STEPS, ADAPTING_STEPS = 450, 550, 200
 
 
 @dataclass
@@ -65,23 +78,29 @@ class LoraOptions:
 class TrainingOptions(LoraOptions):
     """The options of a training run.
 
-    Some defaults depend on other options. These options are None until `fill` and `resolve_steps` set them.
+    Some defaults depend on other options. These options are None until `fill` and `resolve_steps` set them. The
+    defaults of a pair of backbones are in `SHIPPED`, `PRETRAINED` (any other pair) and `FROM_SCRATCH`.
 
     Args:
-        clip_model, dinov3_model: Pretrained backbones (Hub name or folder). None: small ones, from scratch.
+        clip_model, dinov3_model: Pretrained backbones (Hub name, shipped name or folder). None: the two small ones
+            that ship with this package.
+        from_scratch: Train small backbones from random weights instead.
         students: Students to train.
         train_backbones: Parameters of the backbones to train, see [`Co2SForSemanticSegmentation.freeze_backbones`].
         lora: Train LoRA updates of the backbones instead of `train_backbones`. They are merged at the end.
         method: "supervised" does not use the unlabelled images.
-        recipe: "released" follows the authors' released code where it differs from the paper.
+        recipe: "balanced" keeps pseudo-labels of every class, see [`Balance`]. "paper" is the method of the paper.
+            "released" follows the authors' released code where it differs from the paper.
         confidence_threshold: tau: lowest confidence of pseudo-labels and of a student that teaches, 0 to 1.
         confidence_mode: Weights of pseudo-labels, see [`PseudoLabels.loss`].
         strong_weight: Weight of the loss on each strong view, relative to the loss on labels.
         feature_dropout_weight: Weight of the loss on perturbed features, relative to the loss on labels.
-        stability_weight: lambda: final weight of the loss between the students; 0 leaves that loss out.
+        stability_weight: lambda: final weight of the loss between the students; 0 leaves that loss out. Not with the
+            recipe "balanced".
         labeled_loss: Loss on the labels, see [`labeled_loss`].
         class_weights: Loss weight of each class: one number per class, or ["balanced"] (inverse to its frequency).
-        supervised_warmup_steps: Steps on labelled images alone, before unlabelled images are used.
+        supervised_warmup_steps: Steps on labelled images alone, before unlabelled images are used. None: the warm-up
+            of the recipe "balanced" ends by itself, see [`WarmUp`]; other recipes have a number that fits the model.
         measure_pseudo_labels: Report the accuracy of pseudo-labels on unlabelled images that have label files.
         crop_size: Side of training crops and of evaluation windows, in pixels.
         base_size: (long, short) side in pixels that training images are resized to fit into, before random scaling.
@@ -112,12 +131,13 @@ class TrainingOptions(LoraOptions):
 
     clip_model: str | None = None
     dinov3_model: str | None = None
+    from_scratch: bool = False
     students: Literal["clip,dinov3", "clip", "dinov3"] = "clip,dinov3"
     train_backbones: Literal["attention", "all", "none"] | None = None
     lora: bool = False
 
     method: Literal["co2s", "supervised"] = "co2s"
-    recipe: Literal["paper", "released"] = "paper"
+    recipe: Literal["balanced", "paper", "released"] = "balanced"
     confidence_threshold: float | None = None
     confidence_mode: Literal["pixelwise", "pixelratio", "pixelavg"] = "pixelwise"
     strong_weight: float = 0.25
@@ -156,7 +176,11 @@ class TrainingOptions(LoraOptions):
 
     def __post_init__(self):
         if (self.clip_model is None) != (self.dinov3_model is None):
-            raise UserValueError("Give both `clip_model` and `dinov3_model`, or neither (small ones from scratch).")
+            raise UserValueError(
+                "Give both `clip_model` and `dinov3_model`, or neither (the small ones of this package)."
+            )
+        if self.from_scratch and self.clip_model is not None:
+            raise UserValueError("Give either `from_scratch`, or `clip_model` and `dinov3_model`.")
         if self.lora and self.train_backbones not in (None, "none"):
             raise UserValueError(f"Give either `lora` or `train_backbones='{self.train_backbones}'`.")
         for one, other in (("max_train_steps", "num_train_epochs"), ("eval_steps", "eval_epochs")):
@@ -167,6 +191,11 @@ class TrainingOptions(LoraOptions):
         if self.report_to:
             self._check_trackers()
         self._check_ranges()
+        if self.recipe == "balanced" and self.stability_weight != TrainingOptions.stability_weight:
+            raise UserValueError(
+                f"`stability_weight` is {self.stability_weight}; it has an effect with `recipe='paper'` and "
+                "`recipe='released'` only. With \"balanced\", the fused pseudo-labels teach both students."
+            )
 
     def _check_trackers(self):
         from accelerate.tracking import get_available_trackers  # takes seconds, and --help must be quick
@@ -204,9 +233,22 @@ class TrainingOptions(LoraOptions):
         return "off" if self.stability_weight == 0 else "reference" if self.recipe == "released" else "paper"
 
     @property
+    def longest_warmup(self) -> int:
+        """Largest number of steps of the warm-up, after [`resolve_steps`]."""
+        if self.supervised_warmup_steps is not None:
+            return self.supervised_warmup_steps
+        return (3 if self.from_scratch else 2) * self.max_train_steps // 5
+
+    @property
+    def has_shipped_backbones(self) -> bool:
+        """Whether both backbones are those that ship with this package."""
+        names = (self.clip_model, self.dinov3_model)
+        return not self.from_scratch and names in ((None, None), SHIPPED_BACKBONES)
+
+    @property
     def defaults(self) -> dict:
         """Values for options that are None."""
-        defaults = FROM_SCRATCH if self.clip_model is None else PRETRAINED
+        defaults = FROM_SCRATCH if self.from_scratch else SHIPPED if self.has_shipped_backbones else PRETRAINED
         return defaults | ({"train_backbones": "none", "backbone_lr_scale": 1.0} if self.lora else {})
 
     def fill(self, defaults: dict):
@@ -225,15 +267,19 @@ class TrainingOptions(LoraOptions):
             UserValueError: The warm-up is as long as the training, or longer.
         """
         if self.max_train_steps is None:
-            self.max_train_steps = self.num_train_epochs * epoch_steps if self.num_train_epochs else DEFAULT_STEPS
+            default = SHIPPED_STEPS if self.has_shipped_backbones else DEFAULT_STEPS
+            self.max_train_steps = self.num_train_epochs * epoch_steps if self.num_train_epochs else default
         if self.eval_epochs is not None:
             self.eval_steps = self.eval_epochs * epoch_steps
         if self.method == "supervised":
             self.supervised_warmup_steps = self.max_train_steps
-        elif self.supervised_warmup_steps is None:
+        elif self.supervised_warmup_steps is None and self.recipe != "balanced":
             # Pseudo-labels of an untrained model do more harm than good.
-            self.supervised_warmup_steps = 3 * self.max_train_steps // 5 if self.clip_model is None else 0
-        if self.method == "co2s" and self.supervised_warmup_steps >= self.max_train_steps:
+            if self.from_scratch:
+                self.supervised_warmup_steps = 3 * self.max_train_steps // 5
+            else:
+                self.supervised_warmup_steps = self.max_train_steps // 3 if self.has_shipped_backbones else 0
+        if self.method == "co2s" and self.longest_warmup >= self.max_train_steps:
             raise UserValueError(
                 f"`supervised_warmup_steps` is {self.supervised_warmup_steps} of {self.max_train_steps} steps: no "
                 "unlabelled image would be used. Lower it, or train longer."

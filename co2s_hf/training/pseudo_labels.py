@@ -24,6 +24,16 @@ class Mean(NamedTuple):
     count: torch.Tensor
 
 
+def of_each_pixel(threshold: float | torch.Tensor, labels: torch.Tensor) -> float | torch.Tensor:
+    """Return the threshold of every pixel: that of its class, or the one threshold of all classes.
+
+    Args:
+        threshold: One value, or one per class, (classes,).
+        labels: (batch, height, width), class indices.
+    """
+    return threshold[labels] if isinstance(threshold, torch.Tensor) else threshold
+
+
 @dataclass
 class PseudoLabels:
     """Pseudo-labels of a batch of weak views from one student: class, confidence and padding mask per pixel.
@@ -62,11 +72,15 @@ class PseudoLabels:
             cutmix(self.padding, partner.padding, boxes),
         )
 
-    def confident(self, threshold: float) -> torch.Tensor:
-        """Return a boolean mask (batch, height, width): image pixels with at least this confidence."""
-        return (self.confidence >= threshold) & ~self.padding
+    def confident(self, threshold: float | torch.Tensor) -> torch.Tensor:
+        """Return a boolean mask (batch, height, width): image pixels with at least this confidence.
 
-    def loss(self, logits: torch.Tensor, threshold: float, mode: str = "pixelwise") -> Mean:
+        Args:
+            threshold: One value, 0 to 1, or one per class, (classes,).
+        """
+        return (self.confidence >= of_each_pixel(threshold, self.labels)) & ~self.padding
+
+    def loss(self, logits: torch.Tensor, threshold: float | torch.Tensor, mode: str = "pixelwise") -> Mean:
         """Compute the cross-entropy against these labels, weighted by confidence, over all image pixels.
 
         The sum is divided by the number of all image pixels, not of the confident ones. Therefore the loss grows with
@@ -74,7 +88,7 @@ class PseudoLabels:
 
         Args:
             logits: (batch, classes, height, width), of a strong view or of perturbed features.
-            threshold: Lowest confidence of a confident pixel, 0 to 1.
+            threshold: Lowest confidence of a confident pixel, 0 to 1: one value, or one per class, (classes,).
             mode: Weights of the pixels. "pixelwise": 1 for confident pixels, else 0 (the paper). "pixelratio": the
                 share of confident pixels in the image. "pixelavg": the mean confidence of the image.
 
@@ -92,4 +106,4 @@ class PseudoLabels:
         return Mean((per_pixel * weights).sum(), counted.sum())
 
 
-__all__ = ["CONFIDENCE_MODES", "Mean", "PseudoLabels"]
+__all__ = ["CONFIDENCE_MODES", "Mean", "PseudoLabels", "of_each_pixel"]

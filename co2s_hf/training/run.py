@@ -1,5 +1,6 @@
 """The state of a training run, and the functions that make its data, losses and batches."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from ..data.drawn_scenes import write_scenes
 from ..data.options import DataOptions
-from ..data.samples import PairedViews
+from ..data.samples import PairedViews, RareClasses
 from ..data.sources import Source, open_source
 from ..data.splits import SPLITS
 from ..data.validation.report import announce
@@ -21,11 +22,14 @@ from ..model.modeling_co2s import Co2SForSemanticSegmentation
 from ..utils.devices import make_accelerator
 from ..utils.errors import UserValueError
 from .checkpoints import checkpoint_step
+from .class_balance import BALANCES
 from .evaluation import Evaluation
 from .logbook import Logbook, NonFiniteGuard
+from .mean_teacher import TaughtObjective
 from .objective import Co2SObjective
 from .optimization import balanced_class_weights
 from .options import TrainingOptions
+from .warmup import WarmUp
 
 
 @dataclass
@@ -43,7 +47,10 @@ class Run:
         optimizer: Optimizer, prepared by Accelerate.
         scheduler: Learning rate schedule. Accelerate does not wrap it: a wrapped schedule would advance by the number
             of processes in every step.
-        loader: Loader of the remaining batches, prepared by Accelerate.
+        items: Items of the whole training.
+        loader: Loader of the remaining batches, prepared by Accelerate. During a warm-up that ends by itself: of the
+            remaining batches of the warm-up.
+        warm_up: Length of the warm-up.
         checkpoint: Checkpoint that the run was resumed from. None for a new run.
         record: Everything that is needed to repeat the run, see [`make_record`].
         logbook: Averages and logs the losses.
@@ -60,7 +67,9 @@ class Run:
     objective: torch.nn.Module
     optimizer: Optimizer
     scheduler: LambdaLR
+    items: PairedViews
     loader: DataLoader
+    warm_up: WarmUp
     checkpoint: Path | None
     record: dict
     logbook: Logbook
@@ -128,15 +137,19 @@ def start_accelerate(options: TrainingOptions) -> Accelerator:
 def open_data(
     options: TrainingOptions, data_options: DataOptions, accelerator: Accelerator, config: Co2SConfig | None
 ) -> Source:
-    """Open and check the data, and print what it contains. Without any source, draw scenes first."""
+    """Open and check the data, and print what it contains. Draw the scenes of `data="drawn"` first."""
     is_main = accelerator.is_main_process
-    if not data_options.has_source:
+    data_options.fill()
+    if data_options.data == "drawn":
+        data_options.data = None
         data_options.data_dir = str(Path(options.output_dir).parent / f"scenes-seed{options.seed}")
         if is_main and not Path(data_options.data_dir).exists():
-            print(f"No data is named: drawing scenes into {data_options.data_dir}.")
+            print(f"Drawing scenes into {data_options.data_dir}.")
             write_scenes(data_options.data_dir, num_labeled=8, num_unlabeled=120, num_validation=24, seed=options.seed)
     needed = SPLITS if options.method == "co2s" else ("labeled", "validation")
-    hidden = options.measure_pseudo_labels
+    hidden = options.measure_pseudo_labels and options.method == "co2s"
+    if options.measure_pseudo_labels and not hidden:
+        accelerator.print("`measure_pseudo_labels` has no effect: `method='supervised'` makes no pseudo-labels.")
     with accelerator.main_process_first():  # the other processes find its results in the cache
         data = open_source(
             data_options, options.seed, progress=is_main, with_hidden_labels=hidden, config=config, needed=needed
@@ -145,6 +158,11 @@ def open_data(
         raise UserValueError("`measure_pseudo_labels` needs label maps of unlabelled images, but there are none.")
     if is_main:
         announce(data)
+    if data.class_concepts is None and config is None and not options.from_scratch:
+        accelerator.print(
+            "The classes have no names, so random vectors guide CLIP instead of text. To use text, name the classes "
+            "in classes.json."
+        )
     if len(data.labeled) < options.per_device_train_batch_size:
         accelerator.print(
             f"{len(data.labeled)} labelled images make batches of {options.per_device_train_batch_size}: a batch "
@@ -179,60 +197,96 @@ def make_objective(
     options: TrainingOptions,
     model: Co2SForSemanticSegmentation,
     class_weights: torch.Tensor | None,
+    data: Source,
     accelerator: Accelerator,
 ) -> Co2SObjective:
     """Make the objective (the model with its losses) for the options."""
-    return Co2SObjective(
+    balance = BALANCES[options.recipe]
+    is_taught = balance.teacher_decay is not None and options.method == "co2s"
+    kind = TaughtObjective if is_taught else Co2SObjective
+    return kind(
         model,
         students=tuple(options.students.split(",")),
         threshold=options.confidence_threshold,
         strong_weight=options.strong_weight,
         feature_dropout_weight=options.feature_dropout_weight,
         stability=options.stability,
+        counts_padding=options.recipe == "released",
         confidence_mode=options.confidence_mode,
         labeled_loss=options.labeled_loss,
         class_weights=class_weights,
+        balance=balance,
+        labeled_share=torch.tensor(data.labeled_share, dtype=torch.float32),
         accelerator=accelerator,
     )
 
 
-def make_loader(
-    options: TrainingOptions,
-    data: Source,
-    config: Co2SConfig,
-    images_per_step: int,
-    first_item: int,
-    accelerator: Accelerator,
-) -> DataLoader:
-    """Make the loader of all batches of the training that are still to do.
+def make_items(
+    options: TrainingOptions, data: Source, config: Co2SConfig, images_per_step: int, warmup_steps: int
+) -> PairedViews:
+    """Make the items of the whole training.
 
     Args:
         options: Options of the training, with all defaults filled in.
         data: The opened data.
         config: Configuration of the model.
         images_per_step: Labelled images per step, of all processes together.
-        first_item: Number of items that are done already. Item n is the same in a new and in a resumed run.
-        accelerator: Accelerate's state of the run.
+        warmup_steps: Number of steps of the warm-up, which use labelled images alone.
     """
     partner = "another" if options.per_device_train_batch_size == 1 else None
-    items = PairedViews(
+    temperature = BALANCES[options.recipe].rare_class_temperature
+    rare_classes = None
+    if temperature is not None:
+        counts = [facts.counts for facts in data.scans["labeled"].labels]
+        rare_classes = RareClasses(counts, len(data.id2label), temperature)
+    return PairedViews(
         data.labeled,
         data.unlabeled,
         options.crop_size,
         length=options.max_train_steps * images_per_step,
-        num_labeled_only=options.supervised_warmup_steps * images_per_step,
+        num_labeled_only=warmup_steps * images_per_step,
         seed=options.seed,
         ignore_index=config.semantic_loss_ignore_index,
         partner="same" if options.recipe == "released" else partner,
         with_hidden_labels=options.measure_pseudo_labels,
         base_size=options.base_size,
+        rare_classes=rare_classes,
     )
-    return DataLoader(
-        Subset(items, range(first_item, len(items))),
+
+
+def make_loader(
+    options: TrainingOptions, items: PairedViews, warm_up: WarmUp, first_item: int, accelerator: Accelerator
+) -> DataLoader:
+    """Make the loader of the batches that are still to do. Accelerate prepares it.
+
+    Args:
+        options: Options of the training, with all defaults filled in.
+        items: Items of the whole training.
+        warm_up: The warm-up. As long as its end is not known, the loader has its steps only.
+        first_item: Number of items that are done already. Item n is the same in a new and in a resumed run.
+        accelerator: Accelerate's state of the run.
+    """
+    end = items.num_labeled_only if warm_up.end is None else len(items)
+    loader = DataLoader(
+        Subset(items, range(first_item, end)),
         batch_size=options.per_device_train_batch_size,
         num_workers=options.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
+    return accelerator.prepare(loader)
+
+
+def batches(run: Run) -> Iterator[dict]:
+    """Yield the batches that are still to do. After a warm-up that ended by itself, go on with another loader."""
+    if run.warm_up.end is None:
+        for batch in run.loader:
+            yield batch
+            if run.warm_up.end is not None:
+                break
+        run.loader.end()  # otherwise Accelerate takes the loader for the active one
+        run.items.num_labeled_only = run.warm_up.end * images_per_step(run.options, run.accelerator)
+        run.loader = make_loader(run.options, run.items, run.warm_up, run.items.num_labeled_only, run.accelerator)
+    yield from run.loader
 
 
 def images_per_step(options: TrainingOptions, accelerator: Accelerator) -> int:
@@ -244,7 +298,9 @@ def images_per_step(options: TrainingOptions, accelerator: Accelerator) -> int:
 __all__ = [
     "Run",
     "Trained",
+    "batches",
     "images_per_step",
+    "make_items",
     "make_loader",
     "make_objective",
     "open_data",

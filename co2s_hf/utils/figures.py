@@ -179,26 +179,76 @@ def draw_scene_map(
 
 
 def draw_curves(log: list[dict], path: str | Path):
-    """Draw the losses over the steps: one panel per loss term, one line per student.
+    """Draw the losses and the quality of the pseudo-labels over the steps.
+
+    There is one panel per loss term, with one line per student. Values per class have one panel per student, with one
+    line per class.
 
     Args:
-        log: Lines of log.jsonl. Each line has `step` and entries with names like `<student>/<term>`. Some lines may
-            lack an entry.
+        log: Lines of log.jsonl. Each line has `step` and entries with names like `<student>/<term>`. An entry is a
+            number, or class name -> number. Some lines may lack an entry, and some entries a class.
         path: Picture to write.
     """
-    names = dict.fromkeys(name for entry in log for name in entry if "/" in name and not isinstance(entry[name], dict))
-    terms = dict.fromkeys(name.split("/")[1] for name in names)
+    panels = {}  # title -> label of the curve -> points
+    for line in log:
+        for name, value in line.items():
+            if "/" not in name:
+                continue
+            student, term = name.split("/", 1)
+            by_label = value if isinstance(value, dict) else {student: value}
+            for label, number in by_label.items():
+                curves = panels.setdefault(f"{student} {term}" if isinstance(value, dict) else term, {})
+                curves.setdefault(label, []).append((line["step"], number))
     columns = 4
-    rows = -(-len(terms) // columns)
+    rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
-    for axis, term in zip(figure.subplots(rows, columns, squeeze=False).flat, terms):
-        for name in names:
-            if name.split("/")[1] == term:
-                points = [(entry["step"], entry[name]) for entry in log if name in entry]
-                axis.plot(*zip(*points), label=name.split("/")[0], marker=".")
-        axis.set_title(term)
+    for axis, (title, curves) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items()):
+        for label, points in curves.items():
+            axis.plot(*zip(*points), label=label, marker=".")
+        axis.set_title(title.replace("_", " "))
         axis.set_xlabel("step")
-        axis.legend()
-    for axis in figure.axes[len(terms) :]:
+        axis.legend(fontsize="x-small" if len(curves) > 2 else None)
+    for axis in figure.axes[len(panels) :]:
         axis.remove()
+    figure.savefig(path, dpi=100)
+
+
+def draw_comparison(
+    scores: dict[str, dict[str, list[float]]], classes: dict[str, dict[str, float | None]], path: str | Path
+):
+    """Draw the results of several methods: the mean IoU of their predictors, and the IoU of each class.
+
+    A bar is the mean over the seeds. A dot is one seed. A line joins the last predictor's dots of a seed.
+
+    Args:
+        scores: Method -> predictor -> mean IoU of each seed, in per cent. All methods have the same predictors.
+        classes: Method -> class name -> IoU in per cent. None for a class that occurs nowhere: it has no bar.
+        path: Picture to write.
+    """
+    methods, greys = list(scores), ("0.85", "0.7", "0.5")
+    predictors, labels = list(scores[methods[0]]), list(classes[methods[0]])
+    widths = [max(8, 1 + len(methods) * len(predictors)), max(8, 1 + len(labels) * len(methods))]
+    figure = Figure(figsize=(4 + 0.3 * sum(widths), 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=widths)
+    for place, predictor in enumerate(predictors):
+        values = np.array([scores[method][predictor] for method in methods])  # (methods, seeds)
+        x = np.arange(len(methods)) + 0.8 * ((place + 0.5) / len(predictors) - 0.5)
+        left.bar(x, values.mean(axis=1), 0.8 / len(predictors), color=greys[place], label=predictor)
+        style = {"color": "black", "marker": "o", "markersize": 3.5, "linewidth": 0}
+        left.plot(x, values, **style | ({"linewidth": 0.6} if predictor == predictors[-1] else {}))
+    left.set_xticks(range(len(methods)), methods)
+    left.set_ylabel("mean IoU (%)")
+    left.set_title("means (bars) and seeds (dots)")
+    for place, method in enumerate(methods):
+        values = [np.nan if value is None else value for value in classes[method].values()]
+        x = np.arange(len(labels)) + 0.8 * ((place + 0.5) / len(methods) - 0.5)
+        right.bar(x, values, 0.8 / len(methods), color=matplotlib.colormaps["Dark2"](place), label=method)
+    right.set_xticks(range(len(labels)), labels)
+    right.set_ylabel("IoU (%)")
+    right.set_title("fused prediction, per class")
+    for axis in (left, right):
+        axis.set_axisbelow(True)
+        axis.grid(axis="y", alpha=0.4)
+        axis.tick_params(axis="x", rotation=20)
+        axis.legend(loc="upper left", bbox_to_anchor=(0, -0.17), ncols=5, frameon=False)
     figure.savefig(path, dpi=100)

@@ -28,10 +28,23 @@ def check_new_folder(path: str | Path, remedy: str = "Choose another folder, or 
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserFileExistsError(f"'{path}' already exists and is not an empty folder. {remedy}")
+    check_writable(path, remedy)
+    return path
+
+
+def check_writable(path: Path, remedy: str):
+    """Raise an error if a folder, or its next parent that exists, cannot be written to.
+
+    Args:
+        path: Folder that a run is about to create or fill.
+        remedy: Last sentence of the error message.
+
+    Raises:
+        UserOSError: The folder cannot be created or written to.
+    """
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserOSError(f"'{path}' cannot be created: '{existing}' is no folder that can be written to. {remedy}")
-    return path
 
 
 @contextmanager

@@ -9,11 +9,14 @@ import pytest
 from helpers import EXAMPLES, environment, run_command
 
 from co2s_hf import __version__
-from co2s_hf.cli import COMMANDS
+from co2s_hf.cli import COMMANDS, pretrain
 from co2s_hf.utils.errors import UserValueError
 
 
 WIDTH = {"COLUMNS": "100"}  # of the help texts
+# `co2s pretrain` has two kinds, each with its flags.
+FLAGS = {name: importlib.import_module(f"co2s_hf.cli.{name}").COMMAND for name in COMMANDS if name != "pretrain"}
+FLAGS |= {f"pretrain {kind}": command for kind, command in pretrain.COMMANDS.items()}
 SCRIPTS = {
     "app": "demo",
     "evaluate": "evaluate",
@@ -26,6 +29,7 @@ SCRIPTS = {
 # Command -> its words, and a function that it calls early.
 EARLY = {
     "train": ((), "co2s_hf.training.loop.setup"),
+    "pretrain": (("dinov3", "--images", "."), "co2s_hf.training.pretraining.loop.start"),
     "finetune": (("--checkpoint", "user/x", "--data_dir", "x"), "co2s_hf.training.models.open_base"),
     "evaluate": ((), "co2s_hf.utils.devices.make_accelerator"),
     "predict": (("scene.tif",), "co2s_hf.geo.scene_files.plan_maps"),
@@ -46,7 +50,7 @@ def width(monkeypatch):
 
 
 def help_of(command: str) -> str:
-    shown = run_command(command, "--help")
+    shown = run_command(*command.split(), "--help")
     assert (shown.returncode, shown.stderr) == (0, "")
     return shown.stdout
 
@@ -67,9 +71,9 @@ def test_every_command_starts_in_a_python_of_its_own():
         assert (process.returncode, shown[name]) == (0, (help_of(name), "")), name
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", FLAGS)
 def test_the_help_of_a_command_has_examples_and_each_flag_once(name):
-    shown, command = help_of(name), importlib.import_module(f"co2s_hf.cli.{name}").COMMAND
+    shown, command = help_of(name), FLAGS[name]
     assert shown.startswith(f"usage: co2s {name} ") and f"\n  co2s {name} " in shown
     flags = [flag for group in command.groups for flag in group.flags]
     assert len(flags) == len(set(flags)) and set(command.first) <= set(flags)

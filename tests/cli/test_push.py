@@ -115,6 +115,7 @@ def check_space(files: dict[str, bytes], checkpoint: str):
     assert files["app.py"].decode() == APP and yaml.safe_load(files["app.yaml"]) == {"checkpoint": checkpoint}
     copied = {name.removeprefix("co2s_hf/"): data for name, data in files.items() if name.startswith("co2s_hf/")}
     ours = {name: data for name, data in contents(PACKAGE).items() if "__pycache__" not in name}
+    ours = {name: data for name, data in ours.items() if not name.startswith("assets/")}
     assert copied == ours and "model/modeling_co2s.py" in ours
     assert not [name for name in files if "__pycache__" in name]
     lines = files["requirements.txt"].decode().splitlines()

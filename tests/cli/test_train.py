@@ -1,24 +1,31 @@
 """`co2s train`: its flags, the recipes of the paper, and errors before anything is written."""
 
+import json
+import logging
+import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import open_folder, read_metrics, run_command
+from transformers import DINOv3ViTModel
 
+from co2s_hf import Co2SForSemanticSegmentation
 from co2s_hf.cli.command_line import recipe_names
 from co2s_hf.cli.evaluate import EvaluateArguments, follow_paper
 from co2s_hf.cli.train import COMMAND
 from co2s_hf.data.benchmarks import BENCHMARKS
 from co2s_hf.data.drawn_scenes import write_scenes
 from co2s_hf.data.options import DataOptions
-from co2s_hf.training.options import TrainingOptions, follow_protocol
+from co2s_hf.data.sources import open_source
+from co2s_hf.training.options import SHIPPED, TrainingOptions, follow_protocol
 
 
 def test_there_are_not_too_many_flags():
     flags = [name for group in COMMAND.groups for name in group.flags]
     assert len(set(flags)) == len(flags)
-    assert len([*flags, "config"]) <= 65
+    assert len([*flags, "config"]) <= 67
 
 
 def test_every_recipe_is_a_benchmark():
@@ -58,7 +65,11 @@ def test_each_run_of_the_paper_is_a_recipe(name):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--clip_model", "x"), "Give both --clip_model and --dinov3_model"),
+        (("--clip_model", "x"), "Give both --clip_model and --dinov3_model, or neither"),
+        (
+            ("--from_scratch", "--clip_model", "a", "--dinov3_model", "b"),
+            "Give either --from_scratch, or --clip_model and --dinov3_model",
+        ),
         (("--max_train_steps", 5, "--num_train_epochs", 5), "Give either --max_train_steps or --num_train_epochs"),
         (("--eval_steps", 5, "--eval_epochs", 5), "Give either --eval_steps or --eval_epochs"),
         (("--lora", "--train_backbones", "all"), "Give either --lora or --train_backbones all"),
@@ -81,6 +92,7 @@ def test_each_run_of_the_paper_is_a_recipe(name):
             ("--data_dir", "a", "--labeled_fraction", 2),
             "--labeled_fraction is 2.0; expected a share above 0 and up to 1",
         ),
+        (("--data", "real", "--data_dir", "a"), "Give one source: --data is real, and --data_dir is 'a'"),
         (("--data_dir", "a", "--dataset_name", "b"), "Give one source: --data_dir, --dataset_name or --dataset."),
         (
             ("--data_dir", "a", "--partition", "1_8"),
@@ -136,15 +148,16 @@ def test_only_the_folder_of_a_run_is_overwritten(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "precious"]
 
 
-def test_without_data_scenes_are_drawn_beside_the_output(tmp_path, monkeypatch):
+def test_scenes_are_drawn_beside_the_output(tmp_path, monkeypatch):
     smaller = partial(write_scenes, size=32)  # evaluation is quicker
     monkeypatch.setattr("co2s_hf.training.run.write_scenes", smaller)
-    words = ("--output_dir", tmp_path / "runs" / "first", "--seed", 4, "--max_train_steps", 1, "--crop_size", 32)
+    words = ("--data", "drawn", "--from_scratch", "--output_dir", tmp_path / "runs" / "first", "--seed", 4)
+    words += ("--max_train_steps", 1, "--crop_size", 32)
     words += ("--per_device_train_batch_size", 1, "--method", "supervised", "--card_samples", 0, "--use_cpu")
     run = run_command("train", *words)
     assert run.returncode == 0, run.stderr
     drawn = tmp_path / "runs" / "scenes-seed4"
-    assert f"No data is named: drawing scenes into {drawn}." in run.stdout
+    assert f"Drawing scenes into {drawn}." in run.stdout
     source = open_folder(drawn)
     assert [len(getattr(source, name)) for name in ("labeled", "unlabeled", "validation")] == [8, 120, 24]
     write_scenes(tmp_path / "same", num_labeled=8, num_unlabeled=0, num_validation=0, size=32, seed=4)
@@ -152,3 +165,74 @@ def test_without_data_scenes_are_drawn_beside_the_output(tmp_path, monkeypatch):
         assert Path(ours).read_bytes() == theirs.read_bytes()  # --seed is the scenes' seed, too
     metrics = read_metrics(tmp_path / "runs" / "first")
     assert metrics["data"] == "scenes-seed4" and metrics["num_images"] == 24
+
+
+def test_the_real_images_are_used_if_no_data_is_named(few_real_images, tmp_path):
+    words = ("--from_scratch", "--max_train_steps", 2, "--supervised_warmup_steps", 1, "--crop_size", 32)
+    words += ("--per_device_train_batch_size", 2, "--card_samples", 0, "--seed", 3, "--use_cpu")
+    run = run_command("train", *words, "--output_dir", tmp_path / "run")
+    assert run.returncode == 0, run.stderr
+    record = json.loads((tmp_path / "run" / "model" / "training.json").read_text(encoding="utf-8"))
+    facts = {"name": "Dubai aerial imagery", "id": None, "partition": None, "is_drawn": False, "is_real": True}
+    assert record["data"] == facts | {"num_labeled": 2, "num_unlabeled": 22, "num_validation": 2}
+    arguments = {"data": "real", "data_dir": None, "labeled_fraction": 1 / 12}
+    assert arguments.items() <= record["arguments"].items()
+    assert record["data_hash"] == open_source(DataOptions(data="real"), seed=3).hash
+    card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "# Co2S trained on Dubai aerial imagery" in card and "CC0 1.0 (public\n  domain)." in card
+    words += ("--data", "real", "--labeled_fraction", "1/12")
+    again = run_command("train", *words, "--output_dir", tmp_path / "b")
+    assert again.returncode == 0, again.stderr
+    assert read_metrics(tmp_path / "run")["fused"] == read_metrics(tmp_path / "b")["fused"]
+
+
+SHORT = ("--max_train_steps", 2, "--supervised_warmup_steps", 1, "--crop_size", 32)
+SHORT += ("--per_device_train_batch_size", 1, "--card_samples", 0, "--use_cpu")
+
+
+def test_training_starts_from_the_shipped_backbones_without_a_network(
+    stand_ins, no_network, scenes_folder, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("co2s_hf"), "propagate", True)
+    run = run_command("train", "--data_dir", scenes_folder, *SHORT, "--output_dir", tmp_path / "run")
+    assert run.returncode == 0, run.stderr
+    record = json.loads((tmp_path / "run" / "model" / "training.json").read_text(encoding="utf-8"))["arguments"]
+    names = {"clip_model": "co2s-tiny-clip", "dinov3_model": "co2s-tiny-dinov3", "from_scratch": False}
+    assert names.items() <= record.items() and record["backbone_lr_scale"] == SHIPPED["backbone_lr_scale"]
+    model = Co2SForSemanticSegmentation.from_pretrained(tmp_path / "run" / "model")
+    assert model.config.text_encoder == "co2s-tiny-clip" and model.config.clip_config.hidden_size == 192
+    first = DINOv3ViTModel.from_pretrained(stand_ins / "co2s-tiny-dinov3").model.layer[0].mlp.up_proj.weight.float()
+    change = (model.dinov3.encoder.layers[0].mlp.up_proj.weight - first).abs().max()
+    assert 0 < change < 3 * SHIPPED["learning_rate"] * SHIPPED["backbone_lr_scale"]  # two steps of AdamW
+    card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "- DINOv3 (co2s-tiny-dinov3): these weights ship with co2s_hf, under Apache-2.0.\n" in card
+    assert "dinov3-license" not in card
+    (warning,) = [message for message in caplog.messages if "does not know these words" in message]
+    assert "vegetation" in warning and "It knows 14 words: a, bare" in warning
+
+
+def test_data_without_class_names_trains_and_says_what_guides_clip(stand_ins, scenes_folder, tmp_path):
+    shutil.copytree(scenes_folder, tmp_path / "data")
+    (tmp_path / "data" / "classes.json").unlink()
+    words = ("--data_dir", tmp_path / "data", *SHORT)
+    line = "The classes have no names, so random vectors guide CLIP instead of text."
+    run = run_command("train", *words, "--output_dir", tmp_path / "run")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count(line) == 1 and "does not know these words" not in run.stderr
+    model = Co2SForSemanticSegmentation.from_pretrained(tmp_path / "run" / "model")
+    assert (model.config.text_encoder, model.config.class_concepts) == (None, None)
+    assert model.config.clip_config.hidden_size == 192
+    scratch = run_command("train", *words, "--from_scratch", "--output_dir", tmp_path / "scratch")
+    assert scratch.returncode == 0 and line not in scratch.stdout
+
+
+def test_lora_trains_the_shipped_backbones(stand_ins, scenes_folder, tmp_path):
+    words = ("--data_dir", scenes_folder, *SHORT, "--lora", "--lora_rank", 2, "--output_dir", tmp_path / "run")
+    run = run_command("train", *words)
+    assert run.returncode == 0, run.stderr
+    model = Co2SForSemanticSegmentation.from_pretrained(tmp_path / "run" / "model")
+    first = DINOv3ViTModel.from_pretrained(stand_ins / "co2s-tiny-dinov3", dtype=torch.float32).model.layer[0]
+    layer = model.dinov3.encoder.layers[0]
+    assert torch.equal(layer.mlp.up_proj.weight, first.mlp.up_proj.weight)
+    difference = (layer.attention.v_proj.weight - first.attention.v_proj.weight).detach()
+    assert difference.abs().max() > 0 and torch.linalg.matrix_rank(difference, rtol=1e-3) <= 2

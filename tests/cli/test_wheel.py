@@ -35,6 +35,8 @@ def test_the_wheel_trains_predicts_and_pushes(hub, scenes_folder, tmp_path):
     model = ("--checkpoint", output / "model")
     printed = run(programs / "co2s", "predict", *model, "--images", *images, "--output_dir", tmp_path / "out")
     assert "2 of 2 images are in" in printed and len(list((tmp_path / "out" / "labels").glob("*.png"))) == 2
+    printed = run(programs / "co2s", "predict", *model, "--crop_size", 256, "--output_dir", tmp_path / "real")
+    assert "16 of 16 images are in" in printed  # the real images are in the wheel
     printed = run(programs / "co2s", "push", *model, "--hub_model_id", "user/wheel", "--handler")
     assert "Published" in printed
     repository = hub.repositories["model", "user/wheel"]

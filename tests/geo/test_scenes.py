@@ -107,7 +107,7 @@ def test_a_map_equals_the_prediction_of_the_whole_image(size, options, tmp_path)
 
 
 def test_scenes_and_images_have_the_same_prediction(tmp_path):
-    model = make_model(crop_size=16)
+    model = make_model(crop_size=16, clip_temperature=0.5, dinov3_temperature=2.0)
     image_processor = Co2SImageProcessor.from_model_config(model.config)
     image = random_image(40, 52)
     write_raster(tmp_path / "scene.tif", image, **PLACE)
@@ -116,6 +116,9 @@ def test_scenes_and_images_have_the_same_prediction(tmp_path):
     found = segment_image(model, image_processor, np.moveaxis(image, 0, -1), windows_per_batch=4)
     assert np.array_equal(read(tmp_path / "map.tif")[0], found.labels)
     np.testing.assert_allclose(read(tmp_path / "map_probabilities.tif"), found.probabilities, rtol=1e-5)
+    model.config.clip_temperature = 0.6
+    with pytest.raises(UserFileExistsError, match="made with another model"):
+        segment_scene(model, image_processor, tmp_path / "scene.tif", tmp_path / "map.tif", resume=True, **options)
 
 
 def test_a_map_has_georeferencing_colours_names_tags_and_statistics(tmp_path):

@@ -155,6 +155,20 @@ def test_pretrained_backbones_bring_their_licences(folder):
     assert card_of(folder).data.license_name == "dinov3-license" and card_of(folder).data.base_model is None
 
 
+def test_shipped_backbones_bring_the_licence_of_this_package(folder):
+    write_training(folder, clip_model="co2s-tiny-clip", dinov3_model="co2s-tiny-dinov3")
+    write_card(folder)
+    card = card_of(folder)
+    assert card.data.license is None and card.data.base_model is None
+    assert card.text.count("these weights ship with co2s_hf, under Apache-2.0.") == 2
+    assert "MIT licence" not in card.text and "dinov3-license" not in card.text
+    write_training(folder, clip_model="openai/clip-vit-base-patch16", dinov3_model="co2s-tiny-dinov3")
+    write_card(folder)
+    card = card_of(folder)
+    assert card.data.license is None and card.data.base_model == ["openai/clip-vit-base-patch16"]
+    assert "MIT licence" in card.text and "dinov3-license" not in card.text
+
+
 def test_bands_are_named_with_and_without_a_scale(tmp_path):
     make_model(image_bands=[4, 3, 2]).save_pretrained(tmp_path)
     write_card(tmp_path)

@@ -59,6 +59,7 @@ def test_failed_downloads_name_the_file_and_the_repository(hub, original_checkpo
 
 def test_sizes_are_read_from_the_weights(converted_folder):
     config = Co2SForSemanticSegmentation.from_pretrained(converted_folder).config
+    assert (config.clip_temperature, config.dinov3_temperature) == (1.0, 1.0)
     clip, dinov3 = config.clip_config, config.dinov3_config
     assert (clip.hidden_size, clip.intermediate_size, clip.num_hidden_layers, clip.patch_size) == (16, 64, 12, 16)
     assert (clip.image_size, clip.projection_dim, dinov3.num_register_tokens) == (64, 512, 4)

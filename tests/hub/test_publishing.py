@@ -281,6 +281,7 @@ def test_run_publishes_its_best_model_and_an_evaluation_adds_results(hub, scenes
     output = tmp_path / "run"
     words = ("--data_dir", scenes_folder, "--max_train_steps", 2, "--supervised_warmup_steps", 1, "--crop_size", 16)
     words += ("--per_device_train_batch_size", 2, "--eval_steps", 1, "--card_samples", 1, "--use_cpu")
+    words += ("--from_scratch",)
     words += ("--push_to_hub", "--hub_model_id", "user/scenes", "--hub_private_repo")
     run = run_command("train", *words, "--output_dir", output)
     assert run.returncode == 0, run.stderr
@@ -318,7 +319,7 @@ def test_run_publishes_its_best_model_and_an_evaluation_adds_results(hub, scenes
 def test_failed_upload_at_the_end_of_a_run_loses_nothing(hub, scenes_folder, tmp_path):
     hub.failures["/commit/"] = 403
     words = ("--data_dir", scenes_folder, "--max_train_steps", 1, "--per_device_train_batch_size", 1, "--use_cpu")
-    words += ("--crop_size", 48, "--method", "supervised", "--card_samples", 0)
+    words += ("--crop_size", 48, "--method", "supervised", "--card_samples", 0, "--from_scratch")
     words += ("--push_to_hub", "--hub_model_id", "user/scenes", "--output_dir", tmp_path / "run")
     run = run_command("train", *words)
     assert run.returncode == 1 and "Traceback" not in run.stderr and "hf_local" not in run.stderr

@@ -89,6 +89,22 @@ def test_predicted_logits_of_the_students_and_of_their_fusion(model):
     torch.testing.assert_close(small[:, [0, 0, -1], [0, -1, -1]], windows["clip"][0][:, [0, 0, -1], [0, -1, -1]])
 
 
+def test_predictions_are_divided_by_the_temperatures(model):
+    image = torch.randn(1, 3, 20, 28)
+    windows = sliding_window_logits(model, image, crop_size=16)
+    model.config.clip_temperature, model.config.dinov3_temperature = 0.5, 2.0
+    again = sliding_window_logits(model, image, crop_size=16)
+    assert torch.equal(again["clip"], windows["clip"]) and torch.equal(again["dinov3"], windows["dinov3"])
+    found = predict_logits(model, image, crop_size=16, size=(20, 28))
+    clip, dinov3 = windows["clip"] / 0.5, windows["dinov3"] / 2
+    assert torch.equal(found["clip"], clip[0]) and torch.equal(found["dinov3"], dinov3[0])
+    assert torch.equal(found["fused"], fuse_logits(clip, dinov3)[0])
+    # Of one window, the model itself gives the same.
+    with torch.no_grad():
+        whole = model(image[..., :16, :16]).logits
+    torch.testing.assert_close(predict_logits(model, image[..., :16, :16], 16, (16, 16))["fused"], whole[0])
+
+
 def test_flip_averages_the_image_and_its_mirror_image(model):
     image = torch.randn(1, 3, 16, 16)
     plain, mirrored = (model.student_logits(x)["clip"].detach() for x in (image, image.flip(-1)))

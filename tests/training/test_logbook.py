@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from co2s_hf.training.logbook import Logbook, NonFiniteGuard, flatten, read_log
+from co2s_hf.training.logbook import Logbook, NonFiniteGuard, flatten, pseudo_label_table, read_log
 
 
 @pytest.fixture
@@ -47,13 +47,57 @@ def test_a_resumed_run_replaces_later_lines(logbook):
     assert [line["step"] for line in read_log(logbook.path)] == [2, 4]
 
 
-def test_a_class_that_vanishes_is_named_once(logbook, capsys):
-    for step, coverage in enumerate([(0.5, 0.0), (0.4, 0.1), (0.6, 0.0), (0.6, 0.0)], start=1):
-        logbook.add(report(1.0, *coverage), images=1)
+def warnings_of(coverages, tmp_path, capsys):
+    """Write one line per coverage of road, with 20 % of the labelled pixels, and return the warnings."""
+    logbook = Logbook(
+        Accelerator(cpu=True), tmp_path / "log.jsonl", {0: "land", 1: "road", 2: "snow"}, (0.8, 0.2, 0.0)
+    )
+    for step, road in enumerate(coverages, start=1):
+        logbook.add(report(1.0) if road is None else report(1.0, 0.5, road, 0.0), images=1)
         logbook.write(step, {})
-    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning")]
-    assert len(warnings) == 1
-    assert "'road' has vanished from the clip student's confident pseudo-labels by step 3" in warnings[0]
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning")]
+
+
+def test_a_class_that_vanishes_is_named_once(tmp_path, capsys):
+    (warning,) = warnings_of([None, 0.3, 0.001, 0.0015, 0.001, 0.001, 0.001], tmp_path, capsys)
+    assert "'road' has vanished from the clip student's confident pseudo-labels" in warning
+    assert "cover 0.10 % of the pixels at step 5, but 20.0 % of the labelled pixels are 'road'" in warning
+    assert "`recipe='balanced'`" in warning
+
+
+@pytest.mark.parametrize(
+    ("coverages", "expected"),
+    [
+        ([0.0, 0.0], 0),  # two lines are not enough
+        ([0.0, 0.0, 0.0], 1),  # it never was there
+        ([0.0, 0.0, 0.0021, 0.0, 0.0], 0),  # a hundredth of its share of the labels is 0.002
+        ([0.0, 0.0, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0], 2),  # it returned and vanished again
+    ],
+)
+def test_a_class_has_vanished_after_three_lines(coverages, expected, tmp_path, capsys):
+    assert len(warnings_of(coverages, tmp_path, capsys)) == expected
+
+
+def test_accuracy_is_logged_by_class(logbook):
+    for right in (0.1, 0.3):
+        losses = report(1.0, 0.5, 0.25)
+        losses |= {"clip/right_coverage": torch.tensor([right, 0.0]), "clip/known_coverage": torch.tensor([0.4, 0.0])}
+        logbook.add(losses, images=1)
+    logbook.write(1, {})
+    (line,) = read_log(logbook.path)
+    assert line["clip/accuracy_by_class"] == {"land": pytest.approx(0.5)}  # nothing is known about road
+    assert not any("right" in name or "known" in name for name in line)
+
+
+def test_the_last_pseudo_labels_are_a_table():
+    log = [
+        {"step": 2, "clip/coverage": {"land": 0.9, "road": 0.0}},
+        {"step": 4, "clip/coverage": {"land": 0.5, "road": 0.025}, "clip/accuracy_by_class": {"land": 0.75}},
+    ]
+    heading, titles, *rows = pseudo_label_table(log, {"land": 0.8, "road": 0.2}).splitlines()
+    assert "step 4" in heading and titles.split() == ["labels", "clip", "right", "(clip)"]
+    assert [row.split() for row in rows] == [["land", "80.0", "50.0", "75.0"], ["road", "20.0", "2.5", "-"]]
+    assert pseudo_label_table([{"step": 2, "loss": 1.0}], {"land": 1.0}) is None  # warm-up or supervised
 
 
 def test_trackers_get_flat_numbers():
@@ -80,4 +124,5 @@ def test_pauses_do_not_count_as_training_time(logbook, monkeypatch):
         pass
     logbook.add(report(1.0), images=10)
     logbook.write(1, {})
-    assert read_log(logbook.path)[0]["images_per_second"] == 5.0
+    (line,) = read_log(logbook.path)
+    assert line["seconds"] == 2.0 and line["images_per_second"] == 5.0

@@ -55,6 +55,7 @@ def test_a_run_trains_saves_and_reports(small_run, scenes_folder):
     stdout = (small_run.parent / "stdout.txt").read_text()
     assert re.search(r"images +3 +5 +2\n", stdout)
     assert "mean IoU" in stdout and "predicting the largest class everywhere" in stdout
+    assert "Pseudo-labels at step 4: share of the pixels of each class" in stdout
     log = [json.loads(line) for line in (small_run / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == [2, 4]
     assert "clip/loss_stability" not in log[0] and "dinov3/loss_stability" in log[1]  # half the run is warm-up
@@ -87,6 +88,7 @@ def test_python_runs_the_same_training(small_run, scenes_folder, tmp_path):
         crop_size=32,
         per_device_train_batch_size=2,
         logging_steps=2,
+        from_scratch=True,
         output_dir=str(tmp_path / "run"),
     )
     run = setup(options, DataOptions(data_dir=str(scenes_folder)))
@@ -101,6 +103,7 @@ def test_python_runs_the_same_training(small_run, scenes_folder, tmp_path):
 def test_the_objective_has_the_options_of_the_run(scenes_folder, tmp_path):
     forget_accelerator()
     options = TrainingOptions(
+        from_scratch=True,
         recipe="released",
         strong_weight=0.1,
         feature_dropout_weight=0.2,
@@ -190,7 +193,7 @@ def test_two_processes_compute_what_one_does(scenes_folder, tmp_path):
     words = ["--data_dir", scenes_folder, "--use_cpu", "--supervised_warmup_steps", 2, "--max_train_steps", 4]
     words += ["--crop_size", 32, "--logging_steps", 1, "--confidence_threshold", 0.2, "--measure_pseudo_labels"]
     # Adam divides each gradient by its own size, so rounding errors of tiny gradients grow: use small steps.
-    words += ["--learning_rate", 1e-5, "--card_samples", 0]
+    words += ["--learning_rate", 1e-5, "--card_samples", 0, "--from_scratch"]
     one, two = tmp_path / "one", tmp_path / "two"
     done = run_command("train", *words, "--output_dir", one, "--per_device_train_batch_size", 4)
     assert done.returncode == 0, done.stderr
@@ -273,9 +276,12 @@ def test_the_rules_for_images_are_saved_with_the_model(scenes_folder, tmp_path):
 
 def test_one_student_trains_alone_on_labels_alone(scenes_folder, tmp_path):
     words = ("--data_dir", scenes_folder, *SMALL_RUN[2:], "--method", "supervised", "--students", "dinov3")
+    words += ("--measure_pseudo_labels",)  # there are none
     output = tmp_path / "run"
     run = run_command("train", *words, "--output_dir", output)
     assert run.returncode == 0, run.stderr
+    assert "`measure_pseudo_labels` has no effect: `method='supervised'` makes no pseudo-labels." in run.stdout
+    assert "Pseudo-labels at step" not in run.stdout
     model = Co2SForSemanticSegmentation.from_pretrained(output / "model")
     assert model.config.fusion == "dinov3"
     assert {"dinov3", "fused"} <= set(read_metrics(output)) and "clip" not in read_metrics(output)

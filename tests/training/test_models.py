@@ -1,8 +1,13 @@
+import shutil
+
 import pytest
 import torch
-from helpers import make_model
+from helpers import make_model, open_folder
+from safetensors.torch import load_file
 
-from co2s_hf.training.models import repeat_released_quirks, tiny_model, train_only
+from co2s_hf.model.text_guidance_co2s import encode_class_concepts
+from co2s_hf.training.models import build_model, repeat_released_quirks, tiny_model, train_only
+from co2s_hf.training.options import TrainingOptions
 
 
 def test_released_quirks_keep_the_weights():
@@ -38,3 +43,62 @@ def test_both_students_train_by_default():
     model = make_model().requires_grad_(True)
     train_only(model, "clip,dinov3")
     assert model.config.fusion == "confidence" and all(p.requires_grad for p in model.parameters())
+
+
+def filled(**settings) -> TrainingOptions:
+    options = TrainingOptions(**settings)
+    options.fill(options.defaults)
+    return options
+
+
+def test_training_starts_from_the_shipped_backbones(stand_ins, scenes_folder):
+    options, data = filled(), open_folder(scenes_folder)
+    torch.manual_seed(0)
+    model = build_model(options, data)
+    weights = load_file(stand_ins / "co2s-tiny-dinov3" / "model.safetensors")
+    expected = weights["embeddings.patch_embeddings.weight"].float()
+    assert torch.equal(model.dinov3.encoder.vision_model.embeddings.patch_embeddings.weight, expected)
+    expected = encode_class_concepts(data.class_concepts, "co2s-tiny-clip")
+    assert torch.equal(model.clip.guidance.embeddings, expected)
+    assert (model.config.text_encoder, model.config.class_concepts) == ("co2s-tiny-clip", data.class_concepts)
+    assert (model.config.crop_size, model.config.palette, model.training) == (128, data.palette, True)
+    # PyTorch draws the weights of the 7x7 convolution from -1/7 to 1/7. Those of DINOv3 start 8 times larger.
+    largest = [s.decoder.similarity_projection.weight.abs().max() for s in (model.clip, model.dinov3)]
+    assert 0.9 / 7 < largest[0] <= 1 / 7 and 7.2 / 7 < largest[1] <= 8 / 7
+    assert model.clip.decoder.upsampling_layers[0].refine[0].weight.is_contiguous(memory_format=torch.channels_last)
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert frozen == ["dinov3.encoder.vision_model.embeddings.mask_token"]
+
+
+def test_a_model_from_scratch_is_the_tiny_model(scenes_folder):
+    data = open_folder(scenes_folder)
+    torch.manual_seed(3)
+    model = build_model(filled(from_scratch=True), data)
+    torch.manual_seed(3)
+    tiny = tiny_model(id2label=data.id2label, palette=data.palette, class_concepts=data.class_concepts)
+    assert model.config.text_encoder is None and model.config.crop_size == 64
+    for name, value in tiny.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_classes_without_names_get_random_text_and_pretrained_backbones(stand_ins, scenes_folder, tmp_path):
+    shutil.copytree(scenes_folder, tmp_path / "data")
+    (tmp_path / "data" / "classes.json").unlink()
+    data = open_folder(tmp_path / "data")
+    assert data.class_concepts is None
+    torch.manual_seed(0)
+    model = build_model(filled(), data)
+    embeddings = model.clip.guidance.embeddings
+    torch.testing.assert_close(embeddings @ embeddings.T, torch.eye(len(data.id2label)), atol=1e-5, rtol=0)
+    assert (model.config.text_encoder, model.config.class_concepts) == (None, None)
+    weights = load_file(stand_ins / "co2s-tiny-clip" / "model.safetensors")
+    expected = weights["visual_projection.weight"].float()
+    assert torch.equal(model.clip.encoder.visual_projection.weight, expected)
+
+
+def test_lora_updates_the_shipped_backbones(stand_ins, scenes_folder):
+    model = build_model(filled(lora=True, lora_rank=2), open_folder(scenes_folder))
+    trained = [name for name, p in model.named_parameters() if p.requires_grad and ".encoder." in name]
+    assert trained and all("lora_" in name for name in trained)
+    rank = model.clip.encoder.vision_model.encoder.layers[0].self_attn.q_proj.lora_A["default"].weight.shape[0]
+    assert rank == 2

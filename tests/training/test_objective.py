@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import load_parity, make_model
+from helpers import load_parity, make_model, make_views
 
 from co2s_hf import Co2SForSemanticSegmentation
 from co2s_hf.data.views import Views
@@ -83,7 +83,7 @@ def test_losses_and_gradients_are_the_authors(mode, converted_folder):
     fixture = load_parity("training_step")
     batch = {key.removeprefix("batch."): value for key, value in fixture.items() if key.startswith("batch.")}
     model = Co2SForSemanticSegmentation.from_pretrained(converted_folder).freeze_backbones().train()
-    objective = Co2SObjective(model, threshold=0.55, feature_dropout=0.0, stability=mode)
+    objective = Co2SObjective(model, threshold=0.55, feature_dropout=0.0, stability=mode, counts_padding=True)
     losses = objective(parity_views(batch), stability_weight(300, 1000))
     losses["loss"].backward()
     for student in ("clip", "dinov3"):
@@ -131,6 +131,51 @@ def test_reference_stability_has_the_same_value_and_no_gradient():
     paper, reference = (stability_losses(clip, dinov3, 0.95, mode)["clip"].total for mode in ("paper", "reference"))
     assert torch.equal(paper, reference) and paper > 0
     assert paper.requires_grad and not reference.requires_grad
+
+
+def test_padding_is_left_out_of_the_stability_loss():
+    clip, dinov3 = logits_of(0.6, 0.7, 0.8), logits_of(0.97, 0.98, 0.99)
+    padding = torch.tensor([[[False, True, False]]])
+    without = stability_losses(clip, dinov3, 0.95, padding=padding)["clip"]
+    torch.testing.assert_close(value(without), torch.tensor((0.37**2 + 0.19**2) / 2))
+    counted = stability_losses(clip, dinov3, 0.95)["clip"]
+    torch.testing.assert_close(value(counted), torch.tensor((0.37**2 + 0.28**2 + 0.19**2) / 3))
+    padding = torch.zeros(3, 16, 16, dtype=torch.bool)
+    padding[:, :, 8:] = True
+    losses = {}
+    for counts in (False, True):
+        objective = Co2SObjective(make_model(), threshold=0.36, feature_dropout=0.0, counts_padding=counts)
+        losses[counts] = objective(make_views(padding=padding), 0.5)
+    with torch.no_grad():
+        logits = make_model().student_logits(make_views().weak)
+    for counts, expected in (
+        (True, stability_losses(logits["clip"], logits["dinov3"], 0.36)["clip"]),
+        (False, stability_losses(logits["clip"][..., :8], logits["dinov3"][..., :8], 0.36)["clip"]),
+    ):
+        torch.testing.assert_close(losses[counts]["clip/loss_stability"], value(expected), rtol=1e-4, atol=1e-6)
+    assert not torch.isclose(losses[False]["clip/loss_stability"], losses[True]["clip/loss_stability"])
+
+
+def test_each_class_of_a_student_has_its_own_threshold_to_teach():
+    #                        DINOv3 predicts class 0, 0, 1
+    clip, dinov3 = logits_of(0.5, 0.5, 0.5), logits_of(0.8, 0.9, 0.2)
+    thresholds = {"clip": torch.tensor([0.95, 0.95]), "dinov3": torch.tensor([0.85, 0.7])}
+    losses = stability_losses(clip, dinov3, thresholds)
+    torch.testing.assert_close(value(losses["clip"]), torch.tensor((0.4**2 + 0.3**2) / 2))
+    assert losses["dinov3"].count == 0
+
+
+def test_temperatures_and_flags_decide_who_teaches():
+    clip, dinov3 = logits_of(0.99), logits_of(0.97)  # CLIP is more confident
+    assert stability_losses(clip, dinov3, 0.9)["clip"].count == 0
+    temperatures = {"clip": torch.tensor(3.0), "dinov3": torch.tensor(1.0)}
+    calibrated = stability_losses(clip, dinov3, 0.9, temperatures=temperatures)
+    lowered = torch.tensor([0.99, 0.01]).log().div(3).softmax(0)[0]
+    torch.testing.assert_close(value(calibrated["clip"]), (0.97 - lowered) ** 2)
+    assert calibrated["dinov3"].count == 0
+    flags = {"clip": torch.tensor(False), "dinov3": torch.tensor(True)}
+    assert stability_losses(clip, dinov3, 0.9, may_teach=flags)["dinov3"].count == 0
+    assert stability_losses(clip, dinov3, 0.9)["dinov3"].count == 1
 
 
 def test_without_confident_pixels_no_student_learns():
@@ -187,27 +232,6 @@ def test_a_batch_of_ignored_labels_has_loss_zero_with_a_gradient(kind):
     losses["loss"].backward()
     assert losses["loss"].item() == 0 and losses["clip/loss_supervised"].item() == 0
     assert all(not p.grad.any() for p in model.clip.decoder.parameters())
-
-
-def make_views(batch_size=3, seed=0, **changes):
-    generator = torch.Generator().manual_seed(seed)
-
-    def images():
-        return torch.randn(batch_size, 3, 16, 16, generator=generator)
-
-    boxes = torch.zeros(batch_size, 16, 16, dtype=torch.bool)
-    boxes[:, 4:12, 4:12] = True
-    defaults = {
-        "labeled": images(),
-        "labels": torch.randint(3, (batch_size, 16, 16), generator=generator),
-        "weak": images(),
-        "strong_1": images(),
-        "strong_2": images(),
-        "padding": torch.zeros(batch_size, 16, 16, dtype=torch.bool),
-        "cutmix_boxes_1": boxes,
-        "cutmix_boxes_2": boxes.flip(0),
-    }
-    return Views(**{**defaults, **changes})
 
 
 def test_neighbours_are_partners():

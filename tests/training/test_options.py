@@ -2,13 +2,19 @@ import pytest
 
 from co2s_hf.data.benchmarks import BENCHMARKS
 from co2s_hf.data.options import DataOptions
-from co2s_hf.training.options import AdaptationOptions, TrainingOptions, follow_protocol
+from co2s_hf.model.text_guidance_co2s import SHIPPED_BACKBONES
+from co2s_hf.training.options import SHIPPED, AdaptationOptions, TrainingOptions, follow_protocol
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"clip_model": "x"}, "Give both `clip_model` and `dinov3_model`"),
+        ({"clip_model": "x"}, "Give both `clip_model` and `dinov3_model`, or neither"),
+        ({"clip_model": "co2s-tiny-clip"}, "Give both `clip_model` and `dinov3_model`, or neither"),
+        (
+            {"from_scratch": True, "clip_model": "a", "dinov3_model": "b"},
+            "Give either `from_scratch`, or `clip_model` and `dinov3_model`",
+        ),
         ({"max_train_steps": 5, "num_train_epochs": 5}, "either `max_train_steps` or `num_train_epochs`"),
         ({"eval_steps": 5, "eval_epochs": 5}, "either `eval_steps` or `eval_epochs`"),
         ({"lora": True, "train_backbones": "all"}, "either `lora` or `train_backbones='all'`"),
@@ -31,13 +37,32 @@ def test_values_that_do_not_fit_are_named(settings, message):
 
 
 def test_defaults_depend_on_the_model():
-    scratch, pretrained = TrainingOptions(), TrainingOptions(clip_model="a", dinov3_model="b", crop_size=96)
+    scratch = TrainingOptions(from_scratch=True)
+    pretrained = TrainingOptions(clip_model="a", dinov3_model="b", crop_size=96)
     for options in (scratch, pretrained):
         options.fill(options.defaults)
+    assert (scratch.clip_model, scratch.dinov3_model) == (None, None)
     assert (scratch.crop_size, scratch.confidence_threshold, scratch.train_backbones) == (64, 0.6, "all")
     assert (pretrained.crop_size, pretrained.confidence_threshold, pretrained.learning_rate) == (96, 0.95, 1e-4)
     lora = TrainingOptions(clip_model="a", dinov3_model="b", lora=True)
     assert (lora.defaults["train_backbones"], lora.defaults["backbone_lr_scale"]) == ("none", 1.0)
+
+
+def test_the_shipped_backbones_are_the_default_and_have_defaults_of_their_own():
+    options, named = TrainingOptions(), TrainingOptions(clip_model="co2s-tiny-clip", dinov3_model="co2s-tiny-dinov3")
+    for filled in (options, named):
+        filled.fill(filled.defaults)
+    assert options == named and (options.clip_model, options.dinov3_model) == SHIPPED_BACKBONES
+    assert {name: getattr(options, name) for name in SHIPPED} == SHIPPED
+    lora = TrainingOptions(lora=True)
+    lora.fill(lora.defaults)
+    assert (lora.clip_model, lora.train_backbones, lora.backbone_lr_scale) == ("co2s-tiny-clip", "none", 1.0)
+    mixed = TrainingOptions(clip_model="co2s-tiny-clip", dinov3_model="./mine")
+    mixed.fill(mixed.defaults)
+    assert (mixed.dinov3_model, mixed.crop_size, mixed.train_backbones) == ("./mine", 256, "attention")
+    adaptation = AdaptationOptions(checkpoint="user/name")
+    adaptation.fill(adaptation.defaults)
+    assert (adaptation.clip_model, adaptation.dinov3_model) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -49,9 +74,13 @@ def test_the_stability_loss_follows_recipe_and_weight(settings, stability):
 
 
 def test_steps_follow_the_epoch():
-    options = TrainingOptions(num_train_epochs=3, eval_epochs=2)
+    options = TrainingOptions(num_train_epochs=3, eval_epochs=2, from_scratch=True, recipe="paper")
     options.resolve_steps(10)
     assert (options.max_train_steps, options.eval_steps, options.supervised_warmup_steps) == (30, 20, 18)
+    for names, warmup in ((SHIPPED_BACKBONES, 10), (("a", "b"), 0)):
+        pretrained = TrainingOptions(clip_model=names[0], dinov3_model=names[1], recipe="paper", max_train_steps=30)
+        pretrained.resolve_steps(10)
+        assert pretrained.supervised_warmup_steps == warmup
     supervised = TrainingOptions(method="supervised", max_train_steps=5)
     supervised.resolve_steps(10)
     assert supervised.supervised_warmup_steps == 5

@@ -8,6 +8,7 @@ from co2s_hf.utils.figures import (
     Example,
     colorize,
     confidence_picture,
+    draw_comparison,
     draw_confusion,
     draw_curves,
     draw_predictions,
@@ -81,6 +82,30 @@ def test_curves_run_through_the_losses_of_each_term(tmp_path):
     places = np.argwhere(panels[0])
     left, right = (places[places[:, 1] == column][:, 0].mean() for column in (places[:, 1].min(), places[:, 1].max()))
     assert right - left > 50  # the loss falls from step 1 to step 2
+
+
+def bar_heights(picture: np.ndarray, color: tuple[int, int, int]) -> list[int]:
+    """Return the heights in pixels of the bars of a colour, from left to right."""
+    heights = (picture == color).all(axis=-1).sum(axis=0)
+    bars = np.split(heights, np.flatnonzero(np.diff(heights > 15)) + 1)
+    return [int(bar.max()) for bar in bars if bar.max() > 15]  # dots and lines cover a few pixels of some columns
+
+
+def test_bars_of_a_comparison_are_as_high_as_the_means(tmp_path):
+    scores = {
+        "without": {"clip": [20.0, 40.0], "fused": [50.0, 50.0]},
+        "with": {"clip": [45.0, 45.0], "fused": [40.0, 80.0]},
+    }
+    classes = {"without": {"roof": 60.0, "lake": None}, "with": {"roof": 30.0, "lake": 45.0}}
+    draw_comparison(scores, classes, tmp_path / "comparison.png")
+    picture = read_picture(tmp_path / "comparison.png")[:370]  # without the legends
+    left, right = picture[:, : picture.shape[1] // 2], picture[:, picture.shape[1] // 2 :]
+    (first_clip, second_clip), (first_fused, second_fused) = (bar_heights(left, (n, n, n)) for n in (217, 179))
+    assert first_clip / second_fused == pytest.approx(30 / 60, abs=0.02)
+    assert second_clip / second_fused == pytest.approx(45 / 60, abs=0.02)
+    assert first_fused / second_fused == pytest.approx(50 / 60, abs=0.02)
+    (roof,), (other_roof, lake) = (bar_heights(right, colormap("Dark2", n)) for n in (0, 1))
+    assert other_roof / roof == pytest.approx(0.5, abs=0.02) and lake / roof == pytest.approx(0.75, abs=0.02)
 
 
 @pytest.mark.parametrize(("size", "num_classes"), [((200, 200), 3), ((20, 400), 20), ((400, 20), 3), ((150, 200), 60)])
