@@ -14,6 +14,7 @@ UNLABELED_STREAM = 2  # order of the unlabelled images in one pass through their
 SPLIT_STREAM = 3  # which images become validation or labelled images
 RARE_CLASS_STREAM = 4  # class, image and crop of one labelled item, with rare-class sampling
 WARM_UP_STREAM = 5  # views that show whether the warm-up may end
+# A pretraining is a run of its own, so its streams may have the numbers of others.
 PRETRAINING_STREAM = 4  # order of the tiles in one pass of a pretraining
 PRETRAINING_VIEWS_STREAM = 5  # crop and appearance of one item of a pretraining
 
