@@ -177,10 +177,10 @@ def made_once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Pa
 
 # Flags of training runs that take a second or two.
 SMALL_RUN = ("--supervised_warmup_steps", 2, "--max_train_steps", 4, "--crop_size", 32)
-SMALL_RUN += ("--per_device_train_batch_size", 2, "--logging_steps", 2, "--from_scratch")
+SMALL_RUN += ("--per_device_train_batch_size", 2, "--logging_steps", 2, "--from_scratch", "--recipe", "paper")
 RESUMABLE_RUN = ("--supervised_warmup_steps", 2, "--max_train_steps", 8, "--crop_size", 32)
 RESUMABLE_RUN += ("--per_device_train_batch_size", 2, "--logging_steps", 2, "--gradient_accumulation_steps", 2)
-RESUMABLE_RUN += ("--checkpointing_steps", 3, "--seed", 5, "--card_samples", 1, "--from_scratch")
+RESUMABLE_RUN += ("--checkpointing_steps", 3, "--seed", 5, "--card_samples", 1, "--from_scratch", "--recipe", "paper")
 
 
 def train_once(tmp_path_factory, name: str, *words) -> Path:

@@ -3,6 +3,7 @@ import torch
 from helpers import Pixelwise, load_parity
 
 from co2s_hf import Co2SForSemanticSegmentation
+from co2s_hf import Co2SConfig
 from co2s_hf.inference.images import fused_logits
 from co2s_hf.inference.windows import Window, WindowGrid, joined_pieces, sliding_window_logits, window_starts
 from co2s_hf.utils.errors import UserValueError
@@ -67,7 +68,7 @@ def test_smooth_blending_leaves_no_visible_seams(model):
     def change_at_borders(blend):
         grid = WindowGrid(240, 240, crop, overlap, blend)
         logits = sliding_window_logits(model, image, crop, overlap_px=overlap, blend=blend)
-        change = fused_logits(logits, "confidence", (240, 240)).softmax(dim=0).diff(dim=2).abs().mean(dim=0)
+        change = fused_logits(logits, Co2SConfig(), (240, 240)).softmax(dim=0).diff(dim=2).abs().mean(dim=0)
         joined, own = [], []
         for rows, columns in grid.windows():
             alone = model(image[..., rows, columns]).logits[0].softmax(dim=0).diff(dim=2).abs().mean(dim=0)

@@ -14,6 +14,7 @@ from co2s_hf.training.options import TrainingOptions
 data_dir, batch_size, output = sys.argv[1:]
 options = TrainingOptions(
     from_scratch=True,
+    recipe="paper",
     crop_size=32,
     per_device_train_batch_size=int(batch_size),
     max_train_steps=2,

@@ -50,12 +50,13 @@ def test_the_decision_is_saved():
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, WarmUp(330, 13)),
-        ({"max_train_steps": 4000}, WarmUp(2400, 100)),
-        ({"max_train_steps": 10}, WarmUp(6, 10)),
+        ({}, WarmUp(180, 11)),
+        ({"from_scratch": True}, WarmUp(330, 13)),
+        ({"max_train_steps": 4000}, WarmUp(1600, 100)),
+        ({"max_train_steps": 10}, WarmUp(4, 10)),
         ({"supervised_warmup_steps": 7}, WarmUp(7, end=7)),
         ({"recipe": "paper", "from_scratch": True}, WarmUp(330, end=330)),
-        ({"method": "supervised"}, WarmUp(550, end=550)),
+        ({"method": "supervised"}, WarmUp(450, end=450)),
         ({"max_train_steps": 1}, WarmUp(0, end=0)),
     ],
 )
