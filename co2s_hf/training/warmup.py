@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..data.samples import PairedViews, WeakViews
 from ..data.views import normalize
-from .class_balance import ClassStatistics, class_thresholds
+from .class_balance import ClassStatistics
 from .objective import Co2SObjective
 from .options import TrainingOptions
 
@@ -94,7 +94,7 @@ class WarmUp:
 def relative_coverage(
     objective: Co2SObjective, items: PairedViews, check: int, batch_size: int
 ) -> dict[str, torch.Tensor]:
-    """Measure the coverage that pseudo-labels would have now, before any logit adjustment.
+    """Measure the coverage that pseudo-labels would have now under one threshold, without logit adjustment.
 
     Neither the weights, nor the running statistics, nor the random numbers of the training change.
 
@@ -105,8 +105,8 @@ def relative_coverage(
         batch_size: Images per forward pass.
 
     Returns:
-        Name of each student -> for each class the share of the pixels with a confident pseudo-label of that class,
-        relative to the class's share of the labelled pixels, (classes,). NaN for a class without labelled pixels.
+        Name of each student -> for each class the share of the pixels that are predicted as that class with at least
+        tau, relative to the class's share of the labelled pixels, (classes,). NaN for a class without labelled pixels.
     """
     accelerator, config, share = objective.accelerator, objective.model.config, objective.labeled_share
     views = max(VIEWS_PER_CHECK, accelerator.num_processes)  # every process has at least one
@@ -124,7 +124,8 @@ def relative_coverage(
     coverage = {}
     for name in objective.students:
         statistics[name].update(accelerator.reduce(sums[name], reduction="sum"))
-        thresholds = class_thresholds(statistics[name], objective.balance, objective.threshold, share)
+        # tau itself, not thresholds per class: these let pixels through even if the model has learned nothing yet.
+        thresholds = torch.full_like(share, objective.threshold)
         coverage[name] = statistics[name].coverage(thresholds) / share.where(share > 0, torch.nan)
     return coverage
 

@@ -131,7 +131,7 @@ def test_a_run_resumes_before_and_after_the_end_of_its_warm_up(
 
 
 def test_measuring_does_not_change_the_model_or_its_statistics(scenes_folder, tmp_path):
-    run = run_of(tmp_path / "run", scenes_folder)
+    run = run_of(tmp_path / "run", scenes_folder, confidence_threshold=0.0)
     before = {name: value.clone() for name, value in run.objective.state_dict().items()}
     state = torch.get_rng_state()
     found = [warmup.relative_coverage(run.objective, run.items, check, 3) for check in (1, 1, 2)]
@@ -155,6 +155,14 @@ def test_both_students_are_measured_with_their_thresholds(scenes_folder, tmp_pat
         assert 0 < covered <= 1 + 1e-6
         if not values.isnan().any():
             assert covered == pytest.approx(1)
+
+
+def test_a_model_that_has_learned_nothing_covers_no_class(scenes_folder, tmp_path):
+    """Thresholds per class would call a share of every predicted class confident."""
+    run = run_of(tmp_path / "run", scenes_folder)
+    found = warmup.relative_coverage(run.objective, run.items, 0, 4)
+    forget_accelerator()
+    assert all(values.nan_to_num().eq(0).all() for values in found.values())
 
 
 def test_an_objective_without_labelled_shares_still_trains():
