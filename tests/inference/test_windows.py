@@ -2,8 +2,7 @@ import pytest
 import torch
 from helpers import Pixelwise, load_parity
 
-from co2s_hf import Co2SForSemanticSegmentation
-from co2s_hf import Co2SConfig
+from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation
 from co2s_hf.inference.images import fused_logits
 from co2s_hf.inference.windows import Window, WindowGrid, joined_pieces, sliding_window_logits, window_starts
 from co2s_hf.utils.errors import UserValueError
