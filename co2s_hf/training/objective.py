@@ -88,8 +88,6 @@ def stability_losses(
     threshold: float | dict[str, float | torch.Tensor],
     mode: str = "paper",
     padding: torch.Tensor | None = None,
-    temperatures: dict[str, float | torch.Tensor] | None = None,
-    may_teach: dict[str, bool | torch.Tensor] | None = None,
 ) -> dict[str, Mean]:
     """Compute the losses between the students. In each pixel, the more confident student teaches the other one.
 
@@ -106,8 +104,6 @@ def stability_losses(
         mode: "paper": gradients flow to the student that is taught. "reference": the same value without gradients, as
             in the authors' code.
         padding: Boolean (batch, height, width), true for pixels without data, which are not counted. None: count all.
-        temperatures: Name of each student -> temperature that divides its logits before the softmax. None: 1.
-        may_teach: Name of each student -> whether the other student learns from it. None: both teach.
 
     Returns:
         Name of each student -> squared differences of the probabilities, averaged over the classes and summed over the
@@ -115,16 +111,13 @@ def stability_losses(
     """
     probabilities, confidence, is_confident = {}, {}, {}
     for name, logits in zip(STUDENTS, (clip_logits, dinov3_logits)):
-        logits = logits.float() if temperatures is None else logits.float() / temperatures[name]
-        probabilities[name] = logits.softmax(dim=1)
+        probabilities[name] = logits.float().softmax(dim=1)
         confidence[name], labels = probabilities[name].detach().max(dim=1)
         own_threshold = threshold[name] if isinstance(threshold, dict) else threshold
         is_confident[name] = confidence[name] >= of_each_pixel(own_threshold, labels)
     losses = {}
     for name, teacher in (("clip", "dinov3"), ("dinov3", "clip")):
         learns = is_confident[teacher] & (~is_confident[name] | (confidence[teacher] >= confidence[name]))
-        if may_teach is not None:
-            learns = learns & may_teach[teacher]
         if padding is not None:
             learns = learns & ~padding
         own = probabilities[name].detach() if mode == "reference" else probabilities[name]
