@@ -50,6 +50,7 @@ MODEL = {
 }
 HELPS = {
     "recipe": None,
+    "stability_weight": None,  # has no effect with the recipe "balanced"
     "method": "supervised uses the labelled images only, co2s also the unlabelled ones.",
     "crop_size": "Side of training crops and evaluation windows, in pixels. Default: that of the base.",
     "per_device_train_batch_size": "Labelled images per batch and device; co2s adds as many unlabelled. Default: 4.",
