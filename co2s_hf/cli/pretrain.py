@@ -1,22 +1,24 @@
 """Pretrain a small backbone on images without label maps.
 
-# Distil a teacher into a small DINOv3 backbone. The teacher's features are computed once and cached.
-co2s pretrain dinov3 --images my_images --teacher facebook/dinov2-small --output_dir outputs/my_dinov3
+Examples:
 
-# Without a teacher: predict masked parts of the images. Start from the backbone that this package ships.
-co2s pretrain dinov3 --images my_images --init co2s-tiny-dinov3 --output_dir outputs/my_dinov3
+  # Distil a teacher into a small DINOv3 backbone. The teacher's features are computed once and cached.
+  co2s pretrain dinov3 --images my_images --teacher facebook/dinov2-small --output_dir outputs/my_dinov3
 
-# A CLIP model from tags or captions. labels.csv has the columns image and tags (or caption).
-co2s pretrain clip --images my_images --image_labels labels.csv --output_dir outputs/my_clip
+  # Without a teacher: predict masked parts of the images. Start from the backbone that this package ships.
+  co2s pretrain dinov3 --images my_images --init co2s-tiny-dinov3 --output_dir outputs/my_dinov3
 
-# Leave the validation images out.
-co2s pretrain dinov3 --images my_data/images --exclude my_data/splits/val.txt
+  # A CLIP model from tags or captions. labels.csv has the columns image and tags (or caption).
+  co2s pretrain clip --images my_images --image_labels labels.csv --output_dir outputs/my_clip
 
-# Continue after an interruption, with the same options.
-co2s pretrain dinov3 --images my_images --output_dir outputs/my_dinov3 --resume
+  # Leave the validation images out.
+  co2s pretrain dinov3 --images my_data/images --exclude my_data/splits/val.txt
 
-# Train with the results.
-co2s train --clip_model outputs/my_clip/model --dinov3_model outputs/my_dinov3/model --data_dir my_data
+  # Continue after an interruption, with the same options.
+  co2s pretrain dinov3 --images my_images --output_dir outputs/my_dinov3 --resume
+
+  # Train with the results.
+  co2s train --clip_model outputs/my_clip/model --dinov3_model outputs/my_dinov3/model --data_dir my_data
 """
 
 import sys
