@@ -93,7 +93,8 @@ class TrainingOptions(LoraOptions):
             "released" follows the authors' released code where it differs from the paper.
         confidence_threshold: tau: lowest confidence of pseudo-labels and of a student that teaches, 0 to 1.
         confidence_mode: Weights of pseudo-labels, see [`PseudoLabels.loss`].
-        strong_weight: Weight of the loss on each strong view, relative to the loss on labels.
+        strong_weight: Weight of the loss on each strong view, relative to the loss on labels. With the recipe
+            "balanced", the only strong view has the weight `2 * strong_weight + feature_dropout_weight`.
         feature_dropout_weight: Weight of the loss on perturbed features, relative to the loss on labels.
         stability_weight: lambda: final weight of the loss between the students; 0 leaves that loss out. Not with the
             recipe "balanced".

@@ -2,7 +2,7 @@
 
 Pseudo-labels of an untrained model do more harm than good. How many steps of warm-up a model needs depends on its
 backbones and on the data. The recipe "balanced" therefore predicts unlabelled images every few steps, and ends the
-warm-up when every labelled class gets enough pseudo-labels.
+warm-up when enough pixels of every labelled class are predicted with at least tau.
 
 A training whose warm-up ends by itself after N steps is the same, bit for bit, as one with N steps of warm-up given.
 """
