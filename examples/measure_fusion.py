@@ -163,9 +163,7 @@ def measure(rules: dict[str, Rule], model, image_processor, samples, crop_size: 
         Rule -> confusion matrix, where "better student per pixel" knows the labels; and, for some pixels, the logits
         of the students (pixels, classes) and the labels (pixels,).
     """
-    ignore_index = model.config.semantic_loss_ignore_index
-    matrices = {name: ConfusionMatrix(model.config.num_labels, ignore_index) for name in rules}
-    matrices["better student per pixel"] = ConfusionMatrix(model.config.num_labels, ignore_index)
+    matrices = {name: ConfusionMatrix(model.config.num_labels) for name in (*rules, "better student per pixel")}
     kept = []
     for sample in samples:
         inputs = image_processor(sample.load_image(), return_tensors="pt")

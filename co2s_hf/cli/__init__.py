@@ -1,6 +1,7 @@
 """The `co2s` command: one module per command, the arguments, and the only place that speaks of --flags.
 
 - `command_line`: builds a command line from options dataclasses.
+- `output`: rewrites what a command prints.
 - `arguments`: flags that several commands share.
 - `train`, `pretrain`, `finetune`, `evaluate`, `predict`, `prepare`, `push`, `convert`, `demo`: the commands.
 - `model_folders`: completes a trained folder with its card, and publishes it.
@@ -12,6 +13,8 @@ May import every other package. The commands import heavy libraries inside funct
 import importlib
 import sys
 from collections.abc import Sequence
+
+from ..utils.redaction import redact
 
 
 COMMANDS = {
@@ -53,5 +56,5 @@ def main(words: Sequence[str] | None = None):
         "`co2s COMMAND --help` explains a command. On several devices: accelerate launch -m co2s_hf COMMAND ...",
     ]
     if words and words[0] not in ("-h", "--help"):
-        sys.exit("\n".join([*lines, "", f"error: there is no command '{words[0]}'."]))
+        sys.exit("\n".join([*lines, "", f"error: there is no command '{redact(words[0])}'."]))
     print("\n".join(lines))

@@ -19,6 +19,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from ..utils.errors import UserError
+from ..utils.redaction import redact
+from .output import rewritten_output, show_traceback
 
 
 T = TypeVar("T")
@@ -115,9 +117,14 @@ class Command:
 
     @contextmanager
     def user_errors(self) -> Iterator[None]:
-        """End the program with the message alone when the user can correct the error."""
+        """End the program with the message alone when the user can correct the error.
+
+        Everything that is printed in the block names flags instead of parameters, and hides the secrets of addresses.
+        """
+        sys.excepthook = show_traceback  # for all other errors
         try:
-            yield
+            with rewritten_output(lambda text: self.in_flags(redact(text))):
+                yield
         except UserError as error:
             sys.exit(f"error: {self.in_flags(str(error))}")
         except ModuleNotFoundError as error:
@@ -159,7 +166,7 @@ class Command:
 
     def _parser(self) -> argparse.ArgumentParser:
         before = f"[{self.positional} ...] " if self.positional else ""
-        parser = argparse.ArgumentParser(
+        parser = _Parser(
             prog=f"{self.program} {self.name}",
             usage=f"%(prog)s {before}[--flag value ...]",
             description=self.description,
@@ -214,6 +221,13 @@ class Command:
             # One word, with "=": argparse would take a value that begins with a hyphen for a flag.
             found += ["=".join(words)] if len(words) == 2 else words
         return found
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors hide the secrets of addresses."""
+
+    def error(self, message: str):
+        super().error(redact(message))
 
 
 def setting(default: T, help: str, name: str | None = None) -> T:

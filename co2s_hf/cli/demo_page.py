@@ -28,6 +28,7 @@ if "GRADIO_TEMP_DIR" not in os.environ:
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
+from gradio.data_classes import ImageData
 
 
 MAX_SIDE_PX = 2048  # larger images are scaled down
@@ -124,6 +125,7 @@ class Demo:
                         label="Image",
                         elem_id="image",
                     )
+                    image.preprocess = uploaded_path
                     run = gr.Button("Segment", variant="primary")
                     fusion = gr.Radio(
                         [(FUSION_NAMES[name], name) for name in self.fusions],
@@ -151,6 +153,21 @@ class Demo:
             ).success(self.show, [result, fusion, opacity], outputs)
             gr.on([fusion.change, opacity.release], self.show, [result, fusion, opacity], outputs)
         return page
+
+
+def uploaded_path(upload: ImageData | None) -> str | None:
+    """Return the path of an uploaded file. It replaces a method of `gr.Image`, which opens any format of Pillow.
+
+    Some of these formats start programs: Pillow gives EPS files to Ghostscript. [`ImageRule.read`] opens images alone.
+
+    Raises:
+        gradio.Error: The request has no uploaded file. gradio has checked that a path is one of an upload.
+    """
+    if upload is None:
+        return None
+    if not upload.path:
+        raise gr.Error("The request has no uploaded file. Drop an image on the page.")
+    return upload.path
 
 
 def picture(label: str, name: str) -> gr.Image:

@@ -19,7 +19,8 @@
   co2s evaluate --data_dir path/to/folder --push_to_hub --hub_model_id user/name
 
 The command prints a table, and writes metrics.json, confusion.png (predicted against true classes) and
-predictions.png.
+predictions.png. The data must have the classes of the model. If it does not name its classes, confirm them with
+--class_names: without names, only their number can be checked.
 """
 
 from collections.abc import Sequence
@@ -74,13 +75,14 @@ def run(args: EvaluateArguments, data_options: DataOptions, hub: PublishArgument
     """Evaluate, write the results, and publish them if asked to."""
     from ..data.sources import open_source
     from ..data.validation.report import announce
-    from ..hub.publishing import check_publishable
+    from ..hub.publishing import check_publishable, find_branch
     from ..inference.images import load_for_prediction
     from ..training.evaluation import evaluate, predict_examples, write_evaluation
     from ..utils.devices import make_accelerator
-    from ..utils.files import check_new_folder
+    from ..utils.files import check_new_folder, recover
     from .model_folders import claim, publish_evaluation
 
+    recover(args.checkpoint)
     follow_paper(args, data_options)
     complete_hub(args, hub)
     is_folder = Path(args.checkpoint).is_dir()
@@ -91,7 +93,9 @@ def run(args: EvaluateArguments, data_options: DataOptions, hub: PublishArgument
     choose_data(data_options, args.seed, accelerator.print)
     if is_main:
         check_new_folder(args.output_dir)
-    revision = None if is_folder else hub.hub_revision
+    revision = None if is_folder else find_branch(args.checkpoint, hub.hub_revision)
+    if not is_folder and revision != hub.hub_revision:
+        accelerator.print(f"{args.checkpoint} has no branch {hub.hub_revision}. It is made from main, and evaluated.")
     model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size, revision)
     repository = claim(hub, accelerator)
     model.to(accelerator.device)
@@ -99,7 +103,6 @@ def run(args: EvaluateArguments, data_options: DataOptions, hub: PublishArgument
         image_processor.do_resize, image_processor.size = True, {"shortest_edge": args.eval_short_side}
     with accelerator.main_process_first():  # the other processes find its results in the cache
         data = open_source(data_options, args.seed, progress=is_main, config=model.config, needed=("validation",))
-    check_classes(args.checkpoint, model.config.id2label, data.id2label)
     if is_main:
         announce(data)
     found = evaluate(
@@ -134,14 +137,4 @@ def complete_hub(args: EvaluateArguments, hub: PublishArguments):
     if is_published and hub.hub_model_id not in (None, args.checkpoint):
         raise UserValueError(
             f"The results go to the card of {args.checkpoint}. Leave out `hub_model_id='{hub.hub_model_id}'`."
-        )
-
-
-def check_classes(checkpoint: str, predicted: dict[int, str], labelled: dict[int, str]):
-    """Refuse a model and data with different classes."""
-    if predicted != labelled:
-        raise UserValueError(
-            f"{checkpoint} predicts {', '.join(predicted.values())}, but the data is labelled with "
-            f"{', '.join(labelled.values())}. Evaluate a model of these classes, or name the data of this model: "
-            "`data='drawn'`, `data_dir`, `dataset_name` or `dataset`."
         )

@@ -21,7 +21,8 @@ model/. `co2s evaluate`, `predict`, `demo`, `from_pretrained` and `pipeline` loa
 its base is not moved or renamed.
 
 The data may have other classes than the base. The query of a new class starts from random values. The text encoder of
-the base encodes the text of the class. The decoders start from the weights of the base.
+the base encodes the text of the class. The decoders start from the weights of the base. Data without class names must
+have as many classes as the base. It is then taken to have the same classes, with a warning: name them if this is wrong.
 """
 
 import shutil

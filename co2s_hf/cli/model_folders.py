@@ -1,6 +1,5 @@
 """Add facts, figures, samples and a card to the folder of a trained model, and publish it."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from ..model.modeling_co2s import Co2SForSemanticSegmentation
 from ..training.evaluation import Evaluation, predict_examples
 from ..training.run import Trained
 from ..utils.figures import draw_predictions, palette_or_default
-from ..utils.files import write_text
+from ..utils.files import write_json
 from .arguments import HubArguments
 from .command_line import Command
 
@@ -43,8 +42,9 @@ def describe(trained: Trained, num_samples: int, command: Command):
     """
     options = trained.record["arguments"]
     record = trained.record | {"arguments": {name: options[name] for name in options if command.has_flag(name)}}
+    record = without_secrets(record)
     for folder in filter(None, (trained.folder, trained.best_folder)):
-        write_text(folder / TRAINING_FILE, without_secrets(json.dumps(record, indent=1)))
+        write_json(folder / TRAINING_FILE, record)
         for pictures in (folder / CURVES).parent, folder / SAMPLES:  # left by an earlier run of this function
             shutil.rmtree(pictures, ignore_errors=True)
             pictures.mkdir()

@@ -3,7 +3,8 @@
   # Turn a georeferenced raster of any size into a map for QGIS (map.tif) and a picture of the map (map.png).
   co2s predict scene.tif --checkpoint outputs/train_semi/model --output map.tif
 
-  # Many scenes: folders, patterns, mosaics (VRT), web addresses. --resume continues an interrupted run.
+  # Many scenes: folders, patterns, mosaics (VRT), web addresses. --resume continues an interrupted run. It may have
+  # another device and other --windows_per_batch, for example after a GPU ran out of memory.
   co2s predict scenes/ 'more/*.jp2' https://example.org/scene.tif --output maps/ --resume
 
   # Scenes with other bands or more than 8 bits.
@@ -38,6 +39,7 @@ from typing import Literal
 from ..data.options import DataOptions
 from ..geo.options import SceneOptions
 from ..utils.errors import UserError, UserValueError
+from ..utils.redaction import redact
 from .arguments import DATA, InferenceArguments, choose_data
 from .command_line import Command, Flag, Group, own_group, setting
 
@@ -52,7 +54,11 @@ class PredictArguments(InferenceArguments):
     images: list[str] | None = setting(None, "Image files, and folders that are searched for images.", "IMAGE")
     output: str = setting("outputs/maps", "For scenes: file of the map (.tif), or folder for the map of each scene.")
     output_dir: str = setting("outputs/predictions", "For images: folder for labels/, overlay/ and confidence/.")
-    resume: bool = setting(False, "Continue the scenes of an interrupted run, and skip finished ones.")
+    resume: bool = setting(
+        False,
+        "Continue the scenes of an interrupted run, and skip finished ones. The device, --windows_per_batch and flags "
+        "of files such as --vector may differ (--vector only until a map is finished); other settings may not.",
+    )
     split: Literal["labeled", "unlabeled", "validation"] | None = setting(
         None, "Set of the data source to predict. Default: unlabeled; of --data real: validation."
     )
@@ -83,6 +89,7 @@ SCENE = Group(
         "simplify_m": Flag("Simplify the outlines of polygons by at most this distance, in metres.", name="DISTANCE"),
     },
 )
+OF_SCENES = SCENE.flags.keys() - {"save_confidence"}  # options that images do not have
 COMMAND = Command(
     name="predict",
     description=__doc__,
@@ -117,7 +124,7 @@ def main(words: Sequence[str] | None = None):
 
 
 def check(args: PredictArguments, scene_options: SceneOptions, data_options: DataOptions):
-    """Refuse two sources, and options of scenes for other sources."""
+    """Refuse two sources, and options that the source does not use."""
     if bool(args.scenes) + bool(args.images) + data_options.has_source > 1:
         raise UserValueError(
             "Give one source to predict: scenes (`co2s predict scene.tif`), `images` with files or folders, or a data "
@@ -128,14 +135,21 @@ def check(args: PredictArguments, scene_options: SceneOptions, data_options: Dat
             "`images` needs a scale in numbers: `scale=((0, 3000),)`. If the model was trained with percentiles, "
             "leave `scale` out: its configuration has the numbers."
         )
-    if not args.scenes:
-        options = {f.name: f.default for f in fields(SceneOptions)} | {"resume": False}
-        given = {f.name: getattr(scene_options, f.name) for f in fields(SceneOptions)} | {"resume": args.resume}
-        for name in options:
-            if given[name] != options[name] and name != "save_confidence":
-                raise UserValueError(f"`{name}` is for scenes: `co2s predict scene.tif`.")
+    given = _given(args) | _given(scene_options)
+    if args.scenes:
+        if unused := given & {"output_dir", "opacity", "split"}:
+            raise UserValueError(f"`{min(unused)}` is not for scenes. Leave it out.")
+    elif unused := given & (OF_SCENES | {"output", "resume"}):
+        raise UserValueError(f"`{min(unused)}` is for scenes: `co2s predict scene.tif`.")
+    elif args.images and args.split is not None:
+        raise UserValueError("`split` is a set of a data source; `images` has none. Leave it out.")
     if not 0 <= args.opacity <= 1:
         raise UserValueError(f"`opacity` is {args.opacity}; expected 0 to 1.")
+
+
+def _given(options: PredictArguments | SceneOptions) -> set[str]:
+    """Return the names of the options that differ from their defaults."""
+    return {one.name for one in fields(options) if getattr(options, one.name) != one.default}
 
 
 def predict_scenes(args, scene_options: SceneOptions, data_options: DataOptions, accelerator) -> list[str]:
@@ -146,6 +160,7 @@ def predict_scenes(args, scene_options: SceneOptions, data_options: DataOptions,
     from accelerate.utils import gather_object
 
     from ..geo.scene_files import plan_maps, shared_out
+    from ..geo.scene_outputs import check_no_shared_files
     from ..geo.scenes import segment_scene
     from ..inference.images import load_for_prediction
 
@@ -156,6 +171,7 @@ def predict_scenes(args, scene_options: SceneOptions, data_options: DataOptions,
             f"`vector` is one file, {scene_options.vector}, for {len(maps)} scenes. `vector='{suffix}'` writes one "
             "file beside each map."
         )
+    check_no_shared_files(maps, scene_options)
     model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size)
     precision = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     model.to(accelerator.device, precision)
@@ -178,7 +194,8 @@ def predict_scenes(args, scene_options: SceneOptions, data_options: DataOptions,
         except Exception as error:  # one scene's error must not stop the others
             if not isinstance(error, UserError | OSError):
                 traceback.print_exc()
-            problems.append(str(error) if scene in str(error) else f"{scene}: {error}")
+            problem, name = redact(str(error)), redact(scene)
+            problems.append(problem if name in problem else f"{name}: {problem}")
     problems = gather_object(problems)
     accelerator.print(f"{len(maps) - len(problems)} of {len(maps)} maps are in {args.output}.")
     return problems
@@ -201,7 +218,9 @@ def predict_images(args, save_confidence: bool, data_options: DataOptions, accel
             rule = image_rule(data_options, model.config)
             samples, pictures = folders.samples_of_files(args.images, output_dir, rule)
         else:
-            source = open_source(data_options, args.seed, is_main, config=model.config, needed=(args.split,))
+            source = open_source(
+                data_options, args.seed, is_main, config=model.config, needed=(args.split,), with_labels=False
+            )
             samples = getattr(source, args.split)
             pictures = folders.picture_names(samples, data_options.folder)
             if is_main:

@@ -18,6 +18,7 @@ the classes. Files are copied byte by byte, unless they are cut into tiles or a 
 changes their values; the result is then stored as PNG. Your own files are not changed.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class PrepareArguments:
 
     output_dir: str | None = setting(None, "New folder for the data set.")
     push_to_hub: str | None = setting(None, "Repository on the Hub to write the data set to.", "user/name")
-    private: bool = setting(False, "Create the repository as private. An existing one does not change.")
+    private: bool = setting(False, "Create the repository as private; refuse an existing public one.")
     tile_size: int | None = setting(None, "Cut larger images into square tiles of this side, in pixels.")
     tile_overlap: int = setting(0, "Least number of pixels that neighbouring tiles share.")
     report: str | None = setting(None, "Draw samples, class shares and sizes into this file (.html or .png).")
@@ -44,6 +45,8 @@ class PrepareArguments:
             raise UserValueError(f"`report` is '{self.report}'; name a file that ends in .html or .png.")
         if self.output_dir is None and self.push_to_hub is None and self.report is None:
             raise UserValueError("Name the result: `output_dir`, `push_to_hub` or `report`.")
+        if self.private and self.push_to_hub is None:
+            raise UserValueError("`private` goes with `push_to_hub`.")
 
 
 SPLIT_COLUMN = Flag(
@@ -76,6 +79,7 @@ def run(args: PrepareArguments, data_options: DataOptions):
     from ..data.reading import ImageRule
     from ..data.sources import open_source
     from ..data.validation.report import announce
+    from ..hub.publishing import claim_repository
     from ..utils.files import check_new_folder
 
     if not data_options.has_source:
@@ -83,6 +87,9 @@ def run(args: PrepareArguments, data_options: DataOptions):
     check_tiles(args.tile_size, args.tile_overlap)
     if args.output_dir is not None:
         check_new_folder(args.output_dir)
+    repository = None
+    if args.push_to_hub is not None:  # before the images are read, which may take hours
+        repository = claim_repository(args.push_to_hub, args.private, kind="dataset")
     source = open_source(data_options, args.seed, progress=True, with_hidden_labels=True)
     announce(source, args.report)
     rule = source.labeled.image_rule
@@ -91,22 +98,20 @@ def run(args: PrepareArguments, data_options: DataOptions):
             f"The images are written as RGB, from bands {rule.bands or 'in file order'} with scale {rule.scale}. To "
             "predict raw files with a model trained on them, give the same --bands and --scale."
         )
-    with tempfile.TemporaryDirectory() as temporary:
-        write_data_set(args, source, temporary)
+    if args.output_dir is not None or repository is not None:
+        with tempfile.TemporaryDirectory() as temporary:
+            write_data_set(args, source, repository, temporary)
 
 
-def write_data_set(args: PrepareArguments, source, temporary: str):
-    """Write the data set into the output folder, to the Hub, or both."""
+def write_data_set(args: PrepareArguments, source, repository: str | None, temporary: str):
+    """Write the data set into the output folder, to the claimed repository, or both."""
     from pathlib import Path
-
-    from huggingface_hub import upload_file
 
     from ..data.export import description, prepared
     from ..data.listings import CLASSES_FILE
+    from ..hub.publishing import publish_data_set
     from ..utils.files import write_json, written_beside
 
-    if args.output_dir is None and args.push_to_hub is None:
-        return
     splits = prepared(source, args.tile_size, args.tile_overlap, temporary)
     counts = ", ".join(f"{len(table)} {name}" for name, table in splits.items())
     if args.output_dir is not None:
@@ -114,9 +119,17 @@ def write_data_set(args: PrepareArguments, source, temporary: str):
             splits.save_to_disk(target)
             write_json(target / CLASSES_FILE, description(source))
         print(f"Wrote {counts} images: co2s train --dataset_name {args.output_dir}")
-    if args.push_to_hub is not None:
-        splits.push_to_hub(args.push_to_hub, private=args.private or None)
-        path = Path(temporary) / CLASSES_FILE
-        write_json(path, description(source))
-        upload_file(path_or_fileobj=path, path_in_repo=CLASSES_FILE, repo_id=args.push_to_hub, repo_type="dataset")
-        print(f"Pushed {counts} images: co2s train --dataset_name {args.push_to_hub}")
+    if repository is not None:
+        classes = Path(temporary) / CLASSES_FILE
+        write_json(classes, description(source))
+        publish_data_set(splits, repository, classes, args.private, how_to_retry(args, repository))
+        print(f"Pushed {counts} images: co2s train --dataset_name {repository}")
+
+
+def how_to_retry(args: PrepareArguments, repository: str) -> str:
+    """Return the last sentence of the error message of a failed upload."""
+    if args.output_dir is None:
+        return "Run the same command again."
+    words = ["co2s", "prepare", "--dataset_name", args.output_dir, "--push_to_hub", repository]
+    words += ["--private"] if args.private else []
+    return f"The data set in {args.output_dir} is complete; retry with: {shlex.join(words)}"

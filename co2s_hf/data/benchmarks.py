@@ -1,22 +1,12 @@
-"""The six benchmarks as the paper uses them: classes, palette, concepts, protocol, images and image lists."""
+"""The six benchmarks as the paper uses them: classes, palette, concepts and protocol."""
 
-import hashlib
-import urllib.request
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-from huggingface_hub.constants import HF_HOME
-
-from ..utils.errors import UserFileNotFoundError, UserOSError, UserValueError
-from ..utils.files import write_text
-from .splits import SPLIT_FILES, SPLITS, Line, read_list
+from ..utils.errors import UserValueError
 
 
 DATASETS_REPOSITORY = "XavierJiezou/co2s-datasets"  # on the Hub: <folder>/images, <folder>/labels
-SPLITS_URL = "https://raw.githubusercontent.com/XavierJiezou/Co2S/main/splits"  # the authors' lists
-CACHE = Path(HF_HOME) / "co2s_hf" / "splits"
-TIMEOUT_S = 30
 
 
 @dataclass(frozen=True)
@@ -260,73 +250,3 @@ BENCHMARKS = {
     "mer": _from_0(_MARS_CLASSES, folder="MER", num_training=851, num_validation=213, num_epochs=150),
     "msl": _from_0(_MARS_CLASSES, folder="MSL", num_training=3141, num_validation=786),
 }
-
-
-def load_lists(dataset: str, denominator: int, splits_dir: Path | None = None) -> dict[str, list[Line]]:
-    """Load the labelled, unlabelled and validation lists of a benchmark.
-
-    Args:
-        dataset: Key of `BENCHMARKS`.
-        denominator: Denominator of the labelled share.
-        splits_dir: Folder of the lists: the authors' folder of all lists, its subfolder of one benchmark, or a folder
-            with labeled.txt, unlabeled.txt and val.txt, such as the `splits/` of a run. None: the lists are downloaded
-            once from the authors' repository.
-
-    Raises:
-        UserOSError: A list is not in the cache and cannot be downloaded.
-        UserFileNotFoundError: A list is not in the folder.
-        UserValueError: A list is empty or malformed.
-    """
-    lists = {}
-    for split in SPLITS:
-        name = SPLIT_FILES[split] if split == "validation" else f"1_{denominator}/{SPLIT_FILES[split]}"
-        if splits_dir is None:
-            path = _downloaded(f"{SPLITS_URL}/{dataset}/{name}")
-        else:
-            candidates = [splits_dir / dataset / name, splits_dir / name, splits_dir / SPLIT_FILES[split]]
-            path = next((path for path in candidates if path.exists()), None)
-            if path is None:
-                raise UserFileNotFoundError(
-                    f"`splits_dir` is '{splits_dir}', which has none of "
-                    f"{', '.join(dict.fromkeys((f'{dataset}/{name}', name, SPLIT_FILES[split])))}."
-                )
-        lists[split] = read_list(path, label_needed=split != "unlabeled")
-    return lists
-
-
-def size_warnings(dataset: str, denominator: int, sizes: dict[str, int]) -> list[str]:
-    """Return a message for each list that is longer or shorter than in the paper.
-
-    Args:
-        dataset: Key of `BENCHMARKS`.
-        denominator: Denominator of the labelled share.
-        sizes: "labeled", "unlabeled" and "validation" -> number of images in the list.
-
-    Returns:
-        One message per list that differs.
-    """
-    facts = BENCHMARKS[dataset]
-    labeled = facts.num_labeled(denominator)
-    expected = {"labeled": labeled, "unlabeled": facts.num_training - labeled, "validation": facts.num_validation}
-    return [
-        f"The {split} list of {dataset} at 1/{denominator} has {sizes[split]} images; the paper's list has {count}. "
-        "Results will not be comparable with the paper."
-        for split, count in expected.items()
-        if sizes[split] != count
-    ]
-
-
-def _downloaded(url: str) -> Path:
-    """Return the path of the cached copy of a file. Download the file first if there is no copy."""
-    path = CACHE / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rsplit("/", 1)[1]
-    if not path.exists():
-        try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-                text = answer.read().decode()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserOSError(
-                f"{url} cannot be downloaded: {error}. Try again, or name a copy of the authors' folder of lists with "
-                "`splits_dir`."
-            ) from error
-        write_text(path, text)
-    return path

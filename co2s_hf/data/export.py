@@ -122,17 +122,16 @@ def _rows(samples: Samples, tile_size: int | None, tile_overlap: int) -> Iterato
 
 def _cell(file: StoredFile, load: Callable[[], Image.Image] | None) -> dict:
     """Return the cell for a file: its own bytes, or a PNG of what `load` returns."""
-    path = Path(file.path)
     if load is None:
-        return {"bytes": file.read_bytes(), "path": path.name}
-    return {"bytes": _png(load()), "path": path.with_suffix(".png").name}
+        return {"bytes": file.read_bytes(), "path": file.name}
+    return {"bytes": _png(load()), "path": file.name and f"{Path(file.name).stem}.png"}
 
 
 def _tiles(sample: Sample, tile_size: int, overlap: int) -> Iterator[dict]:
     image = sample.load_image()
     label = None if sample.label is None else sample.load_label()
     for left, upper, right, lower in tile_boxes(image.size, tile_size, overlap):
-        box, name = (left, upper, right, lower), f"{Path(sample.image.path).stem}_{left}_{upper}.png"
+        box, name = (left, upper, right, lower), f"{Path(sample.image.name).stem}_{left}_{upper}.png"
         cells = {"image": image, "label": label}
         yield {
             column: None if picture is None else {"bytes": _png(picture.crop(box)), "path": name}

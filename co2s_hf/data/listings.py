@@ -1,6 +1,7 @@
 """List the images of a folder, a `datasets` data set or a benchmark of the paper, and read its classes.json.
 
-Images are not decoded here, and nothing is written to the user's data.
+Images are not decoded here, and nothing is written to the user's data. Files that come with the data only name what
+lies below its folder: the names of lists are checked by [`read_list`], and a classes.json names no files.
 
 classes.json describes the classes. It is either a list in label order,
 `[{"name": "water", "color": [0, 0, 255], "concepts": ["water", "lake"]}, ...]`, or an object
@@ -8,6 +9,7 @@ classes.json describes the classes. It is either a list in label order,
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +22,9 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from ..utils.errors import UserFileNotFoundError, UserOSError, UserValueError
-from .benchmarks import BENCHMARKS, DATASETS_REPOSITORY, load_lists, size_warnings
+from .benchmark_lists import list_warnings, load_lists
+from .benchmarks import BENCHMARKS, DATASETS_REPOSITORY
+from .image_files import CONTROL_CHARACTERS
 from .options import DataOptions
 from .reading import IGNORE, IMAGE_SUFFIXES, LabelRule, find_images
 from .samples import Samples
@@ -29,6 +33,7 @@ from .validation.checks import Finding
 
 
 CLASSES_FILE = "classes.json"
+LARGEST_CLASSES_FILE = 2**20  # bytes
 OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}  # other names of a split
 
 
@@ -75,44 +80,69 @@ def read_classes(path: Path) -> ClassDescription:
         UserFileNotFoundError: The file does not exist.
         UserValueError: The file does not describe classes.
     """
-    if not path.is_file():
-        raise UserFileNotFoundError(f"'{path}' does not exist; expected a JSON file that describes the classes.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserValueError(f"{path} cannot be read as JSON: {error}. Correct the file.") from error
+    content = _read_json(path)
     content = {"classes": content} if isinstance(content, list) else content
     entries = content.get("classes") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not all(
-        isinstance(e, dict) and isinstance(e.get("name"), str) for e in entries
-    ):
+    if not isinstance(entries, list) or not all(_has_name(entry) for entry in entries):
         raise UserValueError(
             f'{path} must be a list in label order, with a name for every class: [{{"name": "water", "color": '
-            "[0, 0, 255]}, ...]."
+            "[0, 0, 255]}, ...]. A name is one line of text."
         )
     for entry in entries:
         _check_entry(path, entry)
     for key in ("name", "color"):
         values = [str(entry[key]) for entry in entries if key in entry]
-        if repeated := {value for value in values if values.count(value) > 1}:
-            raise UserValueError(f"{path} gives the {key} {min(repeated)} to two classes. Make them different.")
+        if repeated := [value for value, times in Counter(values).items() if times > 1]:
+            raise UserValueError(f"{path} gives the {key} {min(repeated):.100} to two classes. Make them different.")
     ignore_index = content.get("ignore_index", IGNORE)
-    if not isinstance(ignore_index, int):
-        raise UserValueError(f"{path} gives the ignore_index {ignore_index}; expected a number such as 255.")
+    if not _is_number(ignore_index) or not -(2**31) <= ignore_index < 2**31:
+        raise UserValueError(f"{path} gives the ignore_index {_short(ignore_index)}; expected a number such as 255.")
     classes = tuple(entry for entry in entries if not entry.get("ignore"))
+    if len(classes) > IGNORE:
+        raise UserValueError(f"{path} has {len(classes)} classes; expected at most {IGNORE}. Remove some of them.")
     ignored = tuple(tuple(entry["color"]) for entry in entries if entry.get("ignore") and "color" in entry)
     return ClassDescription(classes, ignored, ignore_index)
 
 
+def _read_json(path: Path) -> object:
+    if not path.is_file():
+        raise UserFileNotFoundError(f"'{path}' does not exist; expected a JSON file that describes the classes.")
+    try:
+        if (size := path.stat().st_size) > LARGEST_CLASSES_FILE:
+            raise UserValueError(
+                f"{path} has {size} bytes; expected a description of classes of at most {LARGEST_CLASSES_FILE} bytes. "
+                "Correct the file."
+            )
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except UserValueError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserValueError(f"{path} cannot be read as JSON: {error}. Correct the file.") from error
+
+
+def _has_name(entry: object) -> bool:
+    """Return whether an entry has a name with visible characters and without control characters."""
+    name = entry.get("name") if isinstance(entry, dict) else None
+    return isinstance(name, str) and bool(name.strip()) and not CONTROL_CHARACTERS.search(name)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)  # for Python, true is a number
+
+
+def _short(value: object) -> str:
+    return f"{value!s:.100}"
+
+
 def _check_entry(path: Path, entry: dict):
-    color, concepts = entry.get("color", [0, 0, 0]), entry.get("concepts", [])
-    if not isinstance(color, list) or len(color) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in color):
+    name, color, concepts = _short(entry["name"]), entry.get("color", [0, 0, 0]), entry.get("concepts", [])
+    if not isinstance(color, list) or len(color) != 3 or not all(_is_number(c) and 0 <= c <= 255 for c in color):
         raise UserValueError(
-            f"{path} gives '{entry['name']}' the color {color}; expected three numbers from 0 to 255: [0, 0, 255]."
+            f"{path} gives '{name}' the color {_short(color)}; expected three numbers from 0 to 255: [0, 0, 255]."
         )
     if not isinstance(concepts, list) or not all(isinstance(concept, str) for concept in concepts):
         raise UserValueError(
-            f'{path} gives \'{entry["name"]}\' the concepts {concepts}; expected a list of words: ["lake", "river"].'
+            f'{path} gives \'{name}\' the concepts {_short(concepts)}; expected a list of words: ["lake", "river"].'
         )
 
 
@@ -370,7 +400,7 @@ def _list_benchmark(options: DataOptions) -> Listing:
             )
         root = Path(snapshot) / facts.folder
     sets = {name: _samples_of_lines(root, name, lines) for name, lines in lists.items()}
-    messages = size_warnings(options.dataset, denominator, {name: len(lines) for name, lines in lists.items()})
+    messages = list_warnings(options.dataset, denominator, lists)
     return Listing(
         sets,
         pool=None,

@@ -4,39 +4,47 @@ The meaning of bands, bit depths and label values is never guessed. A file that 
 the error describes its content.
 """
 
-import io
+import itertools
+import logging
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from ..model.configuration_co2s import Co2SConfig
-from ..utils.errors import UserError, UserFileNotFoundError, UserImportError, UserValueError
+from ..utils.errors import UserError, UserFileNotFoundError, UserValueError
+from .image_files import FORMAT_NAMES, REPLACE_FILE, StoredFile, TooLargeError, open_pillow, open_raster
 from .options import IGNORE
 
+
+logger = logging.getLogger(__name__)
 
 UNKNOWN = -1  # index of a label value or colour that no rule covers
 PERCENTILES = (2, 98)  # with `scale="percentiles"`, these percentiles of a band become 0 and 255
 PERCENTILE_SAMPLE_PX = 256  # rows and columns of larger files are thinned for percentiles; at least this many remain
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-REPLACE_FILE = "Replace it, or remove it from its list."
+DESCRIBED_PX, DESCRIBED_BANDS = 256, 16  # an error describes so many rows, columns and bands of a file
 
 
-def find_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
+def find_images(
+    folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, leave_out_labels: bool = False
+) -> list[Path]:
     """Find all image files in a folder and its subfolders. Hidden files and folders are skipped.
 
+    Links to folders are followed, but every folder is searched once: under its own path if it is below `folder`, or
+    else under the first link to it. A file is found under each of its names, because a link is a usual way to list an
+    image in several sets.
+
     Args:
-        folder: Where to search. Links to folders are followed.
+        folder: Where to search.
         suffixes: Suffixes of image files, in lower case.
+        leave_out_labels: Leave out folders labels/ that are beside a folder images/. A warning names them.
 
     Returns:
         Paths in sorted order.
@@ -46,10 +54,25 @@ def find_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> lis
     """
     if not folder.is_dir():
         raise UserFileNotFoundError(f"The folder '{folder}' does not exist.")
-    found = []
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in names if not name.startswith(".")]
+    found, searched, waiting = [], set(), [str(folder)]
+    while waiting:
+        links = []  # searched after all other folders
+        for root, folders, names in itertools.chain.from_iterable(map(os.walk, waiting)):
+            real = os.path.realpath(root)
+            if real in searched:
+                folders.clear()
+                continue
+            searched.add(real)
+            if leave_out_labels and {"images", "labels"} <= set(folders):
+                logger.warning(
+                    f"'{Path(root, 'labels')}' is left out, because label maps are expected beside images/. If it "
+                    "holds images, name it, too."
+                )
+                folders.remove("labels")
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            links += [path for name in folders if os.path.islink(path := os.path.join(root, name))]
+            found += [Path(root, name) for name in names if not name.startswith(".")]
+        waiting = links
     return sorted(path for path in found if path.suffix.lower() in suffixes)
 
 
@@ -61,32 +84,6 @@ def base_scale(size: tuple[int, int], base_size: tuple[int, int] | None) -> floa
         base_size: (long, short) side in pixels, for landscape and portrait format alike. None: the factor is 1.
     """
     return 1.0 if base_size is None else min(max(base_size) / max(size), min(base_size) / min(size))
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A file on disk, or a file whose bytes are in a data set.
-
-    Args:
-        path: Path on disk; for a file in a data set, its original name, or "".
-        data: The bytes of a file in a data set. None: the file is on disk.
-        row: Split and row number of a file in a data set, for messages.
-    """
-
-    path: str
-    data: bytes | None = None
-    row: str = ""
-
-    def __str__(self) -> str:
-        return " ".join(filter(None, (self.row, self.path)))
-
-    def read_bytes(self) -> bytes:
-        """Read the whole file."""
-        return Path(self.path).read_bytes() if self.data is None else self.data
-
-    def open(self) -> BinaryIO:
-        """Open the file for reading."""
-        return open(self.path, "rb") if self.data is None else io.BytesIO(self.data)
 
 
 @dataclass(frozen=True)
@@ -127,9 +124,10 @@ class ImageRule:
             UserImportError: `bands` or `scale` is given and rasterio is not installed.
         """
         if self.bands is not None or self.scale is not None:
-            values = read_bands(file, self.bands)
-            self.check(str(file), values.dtype, len(values), lambda: _describe_bands(values))
-            return Image.fromarray(self.to_8_bit(values))
+            with open_raster(file, self.bands) as raster:
+                values = _filled(_read_masked(raster, self.bands))
+                self.check(str(file), values.dtype, len(values), lambda: _describe_bands(values, len(values)))
+                return Image.fromarray(self.to_8_bit(values))
         with open_image(file) as image:
             if image.mode not in ("RGB", "L", "P", "1"):
                 raise UserValueError(
@@ -170,14 +168,14 @@ class ImageRule:
         Returns:
             Array (height, width, 3), uint8. NaN becomes 0.
         """
-        if len(values) == 1:
-            values = np.repeat(values, 3, axis=0)
         if self.scale is None:
-            return np.moveaxis(values, 0, -1)
-        pairs = np.array(self.scale if len(self.scale) == 3 else self.scale * 3, dtype=np.float32)
-        low, high = pairs[:, 0, None, None], pairs[:, 1, None, None]
-        scaled = np.nan_to_num((values.astype(np.float32) - low) * (255 / (high - low)), nan=0.0)
-        return np.moveaxis(scaled.clip(0, 255).round().astype(np.uint8), 0, -1)
+            return np.moveaxis(values if len(values) == 3 else np.repeat(values, 3, axis=0), 0, -1)
+        result = np.empty((*values.shape[1:], 3), dtype=np.uint8)
+        for place in range(3):  # one band at a time, which takes less memory
+            low, high = np.float32(self.scale[place % len(self.scale)])
+            scaled = (values[place % len(values)].astype(np.float32) - low) * (255 / (high - low))
+            result[..., place] = np.nan_to_num(scaled, nan=0.0).clip(0, 255).round()
+        return result
 
 
 @dataclass(frozen=True)
@@ -295,23 +293,27 @@ def open_image(file: StoredFile, expected: str | None = None) -> Iterator[Image.
             8-bit RGB.
 
     Raises:
-        UserValueError: The file does not exist or cannot be read.
+        UserValueError: The file does not exist, is too large or cannot be read.
     """
     try:
-        with file.open() as stream, Image.open(stream) as image:
+        with open_pillow(file) as image:
             yield image
     except UserError:
         raise
     except Image.UnidentifiedImageError as error:
         content = _describe_raster(file)
         if content is None:
-            raise UserValueError(f"{file} cannot be read as an image. {REPLACE_FILE}") from error
+            raise UserValueError(
+                f"{file} cannot be read as an image; expected {FORMAT_NAMES}. {REPLACE_FILE}"
+            ) from error
         raise UserValueError(
             f"{file} holds {content}; expected {expected or '8-bit RGB. ' + _band_remedy()}"
         ) from error
-    except FileNotFoundError as error:
-        raise UserValueError(f"{file} does not exist. Correct the list that names it.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, for damaged content
+    except MemoryError as error:
+        raise UserValueError(
+            f"{file} cannot be read as an image: there is not enough memory. {REPLACE_FILE}"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, for damaged content
         raise UserValueError(f"{file} cannot be read as an image: {error}. {REPLACE_FILE}") from error
 
 
@@ -327,21 +329,18 @@ def read_bands(file: StoredFile, bands: tuple[int, ...] | None = None) -> np.nda
 
     Raises:
         UserImportError: rasterio is not installed.
-        UserValueError: The file cannot be read, or lacks one of `bands`.
+        UserValueError: The file cannot be read, is too large, or lacks one of `bands`.
     """
-    values = _read_masked_bands(file, bands)
+    with open_raster(file, bands) as raster:
+        return _filled(_read_masked(raster, bands))
+
+
+def _read_masked(raster, bands: tuple[int, ...] | None) -> np.ma.MaskedArray:
+    return raster.read(list(bands) if bands is not None else None, masked=True)
+
+
+def _filled(values: np.ma.MaskedArray) -> np.ndarray:
     return values.filled(np.nan if values.dtype.kind == "f" else 0)
-
-
-def _read_masked_bands(file: StoredFile, bands: tuple[int, ...] | None) -> np.ma.MaskedArray:
-    rasterio = _import_rasterio(file)
-    try:
-        with rasterio.open(io.BytesIO(file.data) if file.data is not None else file.path) as raster:
-            if bands is not None and max(bands) > raster.count:
-                raise UserValueError(f"{file} has {raster.count} bands and no band {max(bands)}. Change `bands`.")
-            return raster.read(list(bands) if bands is not None else None, masked=True)
-    except rasterio.errors.RasterioError as error:
-        raise UserValueError(f"{file} cannot be read as a raster: {error}. {REPLACE_FILE}") from error
 
 
 def percentile_scale(
@@ -367,7 +366,8 @@ def percentile_scale(
     samples = []
     for file in files:
         try:
-            values = _read_masked_bands(file, bands)
+            with open_raster(file, bands) as raster:
+                values = _read_masked(raster, bands)
         except ValueError:  # the checks of the data report this file later
             continue
         steps = [max(1, side // PERCENTILE_SAMPLE_PX) for side in values.shape[1:]]
@@ -411,16 +411,6 @@ def percentile_ranges(
     return tuple((low, high) for low, high in ranges)
 
 
-def _import_rasterio(file: StoredFile) -> ModuleType:
-    try:
-        import rasterio
-    except ImportError as error:
-        raise UserImportError(f"Reading the bands of {file} needs rasterio: pip install 'co2s_hf[scenes]'.") from error
-    # Training images need no coordinates, so a missing georeference is no problem.
-    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
-    return rasterio
-
-
 def _describe_image(image: Image.Image) -> str:
     """Describe the content of an image that Pillow has opened."""
     types = {"I": "int32", "I;16": "uint16", "I;16B": "uint16", "F": "float32"}
@@ -431,16 +421,26 @@ def _describe_image(image: Image.Image) -> str:
 
 
 def _describe_raster(file: StoredFile) -> str | None:
-    """Describe the content of a file that Pillow cannot open. None: rasterio cannot open it, or is not installed."""
+    """Describe the content of a file that Pillow cannot open. None: rasterio cannot open it, or is not installed.
+
+    Raises:
+        TooLargeError: The file is too large to be read.
+    """
     try:
-        return _describe_bands(read_bands(file))
+        with open_raster(file) as raster:
+            bands = raster.indexes[:DESCRIBED_BANDS]
+            shape = (len(bands), min(raster.height, DESCRIBED_PX), min(raster.width, DESCRIBED_PX))
+            return _describe_bands(_filled(raster.read(list(bands), out_shape=shape, masked=True)), raster.count)
+    except TooLargeError:
+        raise
     except (ImportError, ValueError):
         return None
 
 
-def _describe_bands(values: np.ndarray) -> str:
+def _describe_bands(values: np.ndarray, num_bands: int) -> str:
+    """Describe bands. `values` may be a sample of some bands and pixels."""
     low, high = (np.nanmin(values), np.nanmax(values))
-    return f"{len(values)} band{'s' * (len(values) > 1)} of {values.dtype}, values {low:g} to {high:g}"
+    return f"{num_bands} band{'s' * (num_bands > 1)} of {values.dtype}, values {low:g} to {high:g}"
 
 
 def _band_remedy(mode: str | None = None) -> str:

@@ -185,12 +185,11 @@ class PairedViews(Dataset):
         length: Number of items: the steps of the run times its global batch.
         num_labeled_only: Number of items at the start that have no unlabelled sample.
         seed: Seed of all random numbers of the items.
-        ignore_index: Label of pixels without data.
         partner: Source of additional views to paste with CutMix. "another": another unlabelled image, for batches of
             one. "same": another crop of the same image, as in the authors' released code. None: no additional views;
             other items of the batch are pasted.
         with_hidden_labels: Also return the labels of unlabelled images, to measure pseudo-labels. An image without a
-            label file has `ignore_index` everywhere.
+            label file has 255 (no class) everywhere.
         base_size: (long, short) side in pixels. Images are scaled to fit into it before the random scale. None: no
             scaling.
         rare_classes: Draws the labelled image of an item, and a class that its crop should contain. None: every pass
@@ -205,7 +204,6 @@ class PairedViews(Dataset):
         length: int,
         num_labeled_only: int = 0,
         seed: int = 0,
-        ignore_index: int = IGNORE,
         partner: Literal["another", "same"] | None = None,
         with_hidden_labels: bool = False,
         base_size: tuple[int, int] | None = None,
@@ -213,8 +211,7 @@ class PairedViews(Dataset):
     ):
         self.labeled, self.unlabeled = labeled, unlabeled
         self.crop_size, self.length, self.num_labeled_only = crop_size, length, num_labeled_only
-        self.seed, self.ignore_index = seed, ignore_index
-        self.partner, self.with_hidden_labels = partner, with_hidden_labels
+        self.seed, self.partner, self.with_hidden_labels = seed, partner, with_hidden_labels
         self.base_size, self.rare_classes = base_size, rare_classes
 
     def __len__(self) -> int:
@@ -272,7 +269,7 @@ class PairedViews(Dataset):
         best, most = None, -1
         for _ in range(1 if wanted is None else RARE_CLASS_CROPS):
             geometry = Geometry.draw(rng, image.size, self.crop_size, scale)
-            labels = geometry.apply(label_map, self.ignore_index, Image.Resampling.NEAREST)
+            labels = geometry.apply(label_map, IGNORE, Image.Resampling.NEAREST)
             found = int((labels == wanted).sum())
             if found > most:
                 best, most = (geometry, labels), found
@@ -295,9 +292,9 @@ class PairedViews(Dataset):
             "appearance_2": torch.from_numpy(draw_appearance(rng)),
         }
         if self.with_hidden_labels:
-            unknown = Image.new("L", image.size, self.ignore_index)
+            unknown = Image.new("L", image.size, IGNORE)
             labels = unknown if sample.label is None else sample.load_label()
-            labels = geometry.apply(labels, self.ignore_index, Image.Resampling.NEAREST)
+            labels = geometry.apply(labels, IGNORE, Image.Resampling.NEAREST)
             item["hidden_labels"] = torch.from_numpy(labels)
         return item
 

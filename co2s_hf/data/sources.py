@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from .listings import ClassDescription, list_samples, read_classes
 from .options import IGNORE, PERCENTILES_SCALE, DataOptions
 from .reading import ImageRule, LabelRule, open_image, percentile_scale
 from .samples import Samples
-from .splits import SPLITS, Line, draw_labeled, draw_validation, hash_lists
+from .splits import SPLITS, Line, draw_labeled, draw_validation, hash_labels, hash_lists
 from .validation.checks import Finding, Scans, check, raise_errors
-from .validation.scan import scan_images, scan_labels
+from .validation.scan import LabelFacts, scan_images, scan_labels
 
 
 NUM_SCALED = 200  # largest number of images that percentiles are computed from
@@ -54,6 +54,11 @@ class Source:
         return hash_lists(self.lists)
 
     @property
+    def label_hash(self) -> str:
+        """Twelve hexadecimal digits that identify the names of the label files of labelled and validation images."""
+        return hash_labels(self.lists)
+
+    @property
     def labeled_pixels(self) -> np.ndarray:
         """Number of pixels of each class in the labelled images, (classes,)."""
         counts = Counter()
@@ -75,6 +80,7 @@ def open_source(
     with_hidden_labels: bool = False,
     config: Co2SConfig | None = None,
     needed: Sequence[str] = SPLITS,
+    with_labels: bool = True,
 ) -> Source:
     """List, draw and check the sets of a data source.
 
@@ -87,8 +93,10 @@ def open_source(
         progress: Show a progress bar while files are checked.
         with_hidden_labels: Also check the label maps of unlabelled images, if there are any.
         config: Configuration of the trained model that will read the data. Its bands and scale are used unless
-            `options` has some. Its class names are used if the data has none.
+            `options` has some. Its class names are used if the data has none, and a warning says so. See
+            [`_names_of_model`].
         needed: Sets that must not be empty. Only files of these sets are checked.
+        with_labels: Check the label maps of labelled and validation images. False: the images are only predicted.
 
     Raises:
         UserFileNotFoundError: A folder or a list is missing.
@@ -110,14 +118,16 @@ def open_source(
     sets = {name: sets.get(name, Samples.of_files([], [], **rules)) for name in SPLITS}
     if options.scale == PERCENTILES_SCALE:
         sets = _with_percentiles(sets)
-    scans = _scan(sets, needed, with_hidden_labels, progress)
+    label_sets = ["labeled", "validation"] if with_labels else []
+    label_sets += ["unlabeled"] if with_hidden_labels else []
+    scans = _scan(sets, needed, label_sets, progress)
     if options.class_names:
         description = description.renamed(options.class_names)
-    names = description.names
+    names, doubts = description.names, []
     if not names:
-        names = _count_classes(scans) if config is None else list(config.id2label.values())
+        names, doubts = (_count_classes(scans), []) if config is None else _names_of_model(config, sets, scans)
     id2label = dict(enumerate(names))
-    findings = [*listing.findings, *check(scans, id2label, rules["label_rule"].ignore_index, needed)]
+    findings = [*listing.findings, *doubts, *check(scans, id2label, rules["label_rule"].ignore_index, needed)]
     if options.dataset is not None:  # the paper's lists are used as they are
         findings = [replace(f, is_warning=True) if f.kind == "images in two places" else f for f in findings]
     raise_errors(findings)
@@ -173,14 +183,13 @@ def _with_percentiles(sets: dict[str, Samples]) -> dict[str, Samples]:
 
 
 def _scan(
-    sets: dict[str, Samples], needed: Collection[str], with_hidden_labels: bool, progress: bool
+    sets: dict[str, Samples], needed: Collection[str], label_sets: Collection[str], progress: bool
 ) -> dict[str, Scans]:
-    """Decode the files of the needed sets."""
-    with_labels = {"labeled", "validation", *(["unlabeled"] if with_hidden_labels else [])}
+    """Decode the images of the needed sets, and the label maps of those that are also in `label_sets`."""
     return {
         name: Scans(
             scan_images(samples, progress) if name in needed else [],
-            scan_labels(samples, progress) if name in with_labels.intersection(needed) else None,
+            scan_labels(samples, progress) if name in needed and name in label_sets else None,
         )
         for name, samples in sets.items()
     }
@@ -254,8 +263,7 @@ def _count_classes(scans: dict[str, Scans]) -> list[str]:
     Raises:
         UserValueError: More labels are missing than present, so the values are probably not class indices.
     """
-    facts = [facts for name in ("labeled", "validation") for facts in scans[name].labels or () if facts is not None]
-    present = {index for found in facts for index in found.classes}
+    present = _present(scans["labeled"].labels) | _present(scans["validation"].labels)
     highest = max(present, default=-1)
     missing = sorted(set(range(highest)) - present)
     if len(missing) > len(present):
@@ -265,6 +273,47 @@ def _count_classes(scans: dict[str, Scans]) -> list[str]:
             f"`class_names`. Otherwise map every value to a class: `label_map={{{highest}: 1}}`."
         )
     return [f"class_{index}" for index in range(highest + 1)]
+
+
+def _present(labels: Iterable[LabelFacts | None] | None) -> set[int]:
+    """Return the indices of the classes in label maps."""
+    return {index for facts in labels or () if facts is not None for index in facts.classes}
+
+
+def _names_of_model(
+    config: Co2SConfig, sets: dict[str, Samples], scans: dict[str, Scans]
+) -> tuple[list[str], list[Finding]]:
+    """Return the class names of a trained model, for data without class names, and a warning.
+
+    Only the number of classes can be compared. The data has as many classes as its highest label says, also if some
+    lower labels occur nowhere. If the labels that were checked are too few, the labels of the training images are
+    counted, too, because a rare class may be missing in the validation set. More classes than those of the model are
+    errors that [`check`] finds.
+
+    A model without class names (class_0, class_1 ...) says nothing about its labels, so there is no warning.
+
+    Raises:
+        UserValueError: The data has fewer classes than the model.
+    """
+    names = list(config.id2label.values())
+    present = _present(scans["labeled"].labels) | _present(scans["validation"].labels)
+    if not present or names == [f"class_{index}" for index in range(len(names))]:
+        return names, []
+    if max(present) + 1 < len(names) and scans["labeled"].labels is None:
+        present |= _present(scan_labels(sets["labeled"]))
+    mapping = ", ".join(f"{index} = {name}" for index, name in enumerate(names))
+    remedy = f"`class_names={names}`"
+    if max(present) + 1 < len(names):
+        raise UserValueError(
+            f"The model has {len(names)} classes ({mapping}), but the highest label of the data is {max(present)}, "
+            "and the data does not name its classes. If the labels have the meaning of the model's classes, say so: "
+            f"{remedy}. Otherwise name the classes of the data with `class_names` or in classes.json."
+        )
+    warning = (
+        f"The data does not name its classes. Its labels are taken as the classes of the model: {mapping}. If this is "
+        f"right, say so: {remedy}. Otherwise name the classes of the data with `class_names` or in classes.json."
+    )
+    return names, [Finding("classes without names", warning, is_warning=True)]
 
 
 def _embedded_palette(sets: dict[str, Samples], scans: dict[str, Scans], num_labels: int) -> list[list[int]] | None:
@@ -283,5 +332,5 @@ def _lines_of(samples: Samples, root: str) -> list[Line]:
     """Return the lines of a list of these samples. For a row of a data set, a line has a name but no label file."""
     if not root:
         return [(name, None) for name in samples.names]
-    images, labels = samples.files("image"), samples.files("label")
-    return [tuple(file and file.path.removeprefix(f"{root}/") for file in pair) for pair in zip(images, labels)]
+    pairs = zip(samples.files("image"), samples.files("label"))
+    return [tuple(file and Path(file.path).relative_to(root).as_posix() for file in pair) for pair in pairs]

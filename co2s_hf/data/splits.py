@@ -1,6 +1,7 @@
 """Labelled, unlabelled and validation sets: draw them from a seed, read and write them as text files."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from ..utils.errors import UserFileNotFoundError, UserValueError
 from ..utils.files import write_json, write_text
 from ..utils.seeding import SPLIT_STREAM, random_generator
+from .image_files import CONTROL_CHARACTERS
 
 
 SPLITS = ("labeled", "unlabeled", "validation")
@@ -19,15 +21,23 @@ Line = tuple[str, str | None]  # image file, and label file if there is one
 def read_list(path: Path, label_needed: bool) -> list[Line]:
     """Read a list in the authors' format: one `images/NAME labels/NAME` per line.
 
-    Spaces or a tab separate the two names. If a name contains spaces, a tab must separate them.
+    Spaces or a tab separate the two names. If a name contains spaces, a tab must separate them. A backslash separates
+    folders, as in lists that were written on Windows.
+
+    A list may come from elsewhere, so its names must stay below the data folder. Names that leave it are refused.
+    Symbolic links in the data folder are followed: whoever made that folder chose them, and a list cannot make any.
 
     Args:
         path: The list.
         label_needed: Refuse lines without a label file.
 
+    Returns:
+        The lines. Their names are relative to the data folder, with slashes.
+
     Raises:
         UserFileNotFoundError: The list does not exist.
-        UserValueError: The list is not UTF-8 text, is empty, or has a malformed line.
+        UserValueError: The list is not UTF-8 text, is empty, has a malformed line, or has a name that is not below the
+            data folder.
     """
     if not path.exists():
         raise UserFileNotFoundError(
@@ -39,16 +49,40 @@ def read_list(path: Path, label_needed: bool) -> list[Line]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserValueError(f"{path} cannot be read as UTF-8 text: {error}. Replace the list.") from error
     lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        parts = [part.strip() for part in line.split("\t")] if "\t" in line else line.split()
-        if not parts:
+    for number, line in enumerate(text.split("\n"), start=1):  # str.splitlines would also split at control characters
+        if not line.strip():
             continue
-        if len(parts) > 2 or (len(parts) == 1 and label_needed):
-            raise UserValueError(f"{path}, line {number}: '{line}' is not of the form 'images/NAME labels/NAME'.")
-        lines.append((parts[0], parts[1] if len(parts) == 2 else None))
+        if problem := _line_problem(line, label_needed):
+            raise UserValueError(f"{path}, line {number}: {problem}")
+        image, *labels = (name.replace("\\", "/") for name in _names_of(line))
+        lines.append((image, labels[0] if labels else None))
     if not lines:
         raise UserValueError(f"{path} is empty; it must list at least one image.")
     return lines
+
+
+def _names_of(line: str) -> list[str]:
+    """Divide a line into its names. A tab at the end of the line, after a name with spaces, begins no name."""
+    return [name.strip() for name in line.rstrip().split("\t")] if "\t" in line else line.split()
+
+
+def _line_problem(line: str, label_needed: bool) -> str | None:
+    """Describe what is wrong with a line of a list, if anything is."""
+    if CONTROL_CHARACTERS.search(line.replace("\t", "")):
+        return f"{line[:200]!a} contains a control character. Correct the name, or save the list as text."
+    names = _names_of(line)
+    if len(names) > 2 or "" in names or (len(names) == 1 and label_needed):
+        return f"'{line:.200}' is not of the form 'images/NAME labels/NAME'."
+    expected = "Expected a name below the data folder, such as 'images/a.png'. Correct the line."
+    for name in names:
+        parts = name.replace("\\", "/").split("/")
+        if not parts[0] or ":" in parts[0]:  # /a.png, //server/a.png, C:/a.png, and addresses such as https://a/b.png
+            return f"'{name:.200}' is an absolute path or an address. {expected}"
+        if parts[0].startswith("~"):
+            return f"'{name:.200}' begins with '~', which stands for a home folder. {expected}"
+        if ".." in (part.strip() for part in parts):  # Windows ignores spaces at the end of a part
+            return f"'{name:.200}' has '..', which leads to another folder. {expected}"
+    return None
 
 
 def write_lists(folder: Path, lists: dict[str, list[Line]], facts: dict):
@@ -65,16 +99,29 @@ def write_lists(folder: Path, lists: dict[str, list[Line]], facts: dict):
 
 
 def _format_line(image: str, label: str | None) -> str:
-    separator = "\t" if " " in f"{image}{label or ''}" else " "
-    return f"{image}{separator}{label or ''}".rstrip(" ")
+    # The original names of rows of a data set may have any characters. A new line in a name must not start a line.
+    names = [CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], name or "") for name in (image, label)]
+    separator = "\t" if re.search(r"\s", "".join(names)) else " "
+    return separator.join(names).rstrip(" ")
 
 
 def hash_lists(lists: dict[str, list[Line]]) -> str:
     """Hash three sets to twelve hexadecimal digits, independent of the order within a set and of the label files."""
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        digest.update("\n".join([split, *sorted(name for name, _ in lists[split])]).encode() + b"\n\n")
-    return digest.hexdigest()[:12]
+    return _hash({split: [image for image, _ in lists[split]] for split in SPLITS})
+
+
+def hash_labels(lists: dict[str, list[Line]]) -> str:
+    """Hash the names of the label files of labelled and validation images to twelve hexadecimal digits.
+
+    The names are hashed, not the content. Rows of a data set have no label files: their hash is that of their images.
+    Label files of unlabelled images are not trained on, and may be added while a run is interrupted.
+    """
+    return _hash({split: [f"{image} {label}" for image, label in lists[split]] for split in ("labeled", "validation")})
+
+
+def _hash(names: dict[str, list[str]]) -> str:
+    text = "".join("\n".join([split, *sorted(found)]) + "\n\n" for split, found in names.items())
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def draw_validation(

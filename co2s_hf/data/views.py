@@ -194,7 +194,7 @@ class Views:
 
     Args:
         labeled: Images with labels.
-        labels: (labelled batch, height, width), class indices or the ignore index.
+        labels: (labelled batch, height, width), class indices, or 255 for no class.
         weak: Weak views of the unlabelled images. None: the step is supervised, and all fields below are None.
         strong_1, strong_2: Strong views of the same images.
         padding: Boolean (unlabelled batch, height, width), true for pixels without data.

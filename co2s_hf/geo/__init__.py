@@ -2,7 +2,10 @@
 
 - scenes: `segment_scene`, which converts a raster to its map.
 - scene_outputs: write the files of a finished map: GeoTIFFs, class names, quick-look, polygons.
+- scene_identity: what identifies a scene, so that a resumed run notices that the scene has changed.
 - scene_files: find scenes by file, folder, pattern or address, and choose the paths of their maps.
+- label_maps: recognize label maps among the rasters of a folder of scenes.
+- mosaics: check that a mosaic (VRT) in a folder names no raster outside it.
 - options: `SceneOptions`: how a scene is read, predicted and written.
 - rasters: read rasters window by window, with their masks.
 - georeferencing: pixel grids on the ground: transform, coordinate system, pixel sizes and areas in metres.

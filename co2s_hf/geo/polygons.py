@@ -206,11 +206,11 @@ def write_polygons(
         with written_file(path) as target:
             write(target, batches(), grid.crs)
             if not _is_complete(target, count):
-                raise UserOSError(f"'{path}' was not written completely. Is the disk full?")
+                raise UserOSError(f"'{path.name}' was not written completely. Is the disk full?")
     except (DataSourceError, DataLayerError, pa.ArrowException, RuntimeError, sqlite3.Error) as error:
         if failures:
             raise failures[0] from error
-        raise UserOSError(f"'{path}' cannot be written: {error}. Is the disk full?") from error
+        raise UserOSError(f"'{path.name}' cannot be written: {error}. Is the disk full?") from error
     return count
 
 

@@ -1,12 +1,17 @@
 """Read georeferenced rasters window by window: files, mosaics (VRT), web addresses, everything that GDAL opens.
 
+The user has named the raster, so an address or a mosaic may be opened. But a file is only opened as what its name
+says: a file scene.tif that contains a mosaic is refused.
+
 A whole raster is never in memory at its full size. Each read also returns a mask of the valid pixels: those that are
 not nodata, not transparent and not NaN.
 """
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import rasterio
@@ -15,9 +20,12 @@ from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from ..data.image_files import StoredFile, check_blocks, check_names_no_file, raster_driver
 from ..data.reading import ImageRule, percentile_ranges
 from ..utils.errors import UserValueError
+from ..utils.redaction import redact
 from .georeferencing import GeoGrid
+from .scene_files import is_local, scene_name
 
 
 SAMPLE_PX = 1024  # longer side of the sample from which the range of a band's values is computed
@@ -27,11 +35,78 @@ GDAL_OPTIONS = {
     "GDAL_HTTP_TIMEOUT": "120",
     "GDAL_HTTP_MAX_RETRY": "5",
     "GDAL_HTTP_RETRY_DELAY": "1",
+    "GDAL_VRT_ENABLE_PYTHON": "NO",  # a mosaic may contain a program
+}
+LISTED_BANDS = 30  # an error lists the bands of a scene up to this number
+# Suffix -> GDAL's driver. Any driver may open a raster with another suffix, and GDAL's names of a part of a file.
+DRIVERS = {
+    ".tif": "GTiff",
+    ".tiff": "GTiff",
+    ".jp2": "JP2OpenJPEG",
+    ".vrt": "VRT",
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
 }
 
 
 class UnreadableScene(UserValueError):
     """A scene cannot be read, either when it is opened or later."""
+
+
+def open_scene(source: str) -> rasterio.DatasetReader:
+    """Open a raster that the user has named.
+
+    Args:
+        source: Path or address that GDAL opens.
+
+    Raises:
+        RasterioError: The raster cannot be opened, or is not what its name says.
+        UserValueError: The raster, or a file beside it, names other files, or has blocks that are too large.
+    """
+    if is_local(source):
+        check_beside(source)
+    # A Path is opened as a file. Text could be one of GDAL's own names, also if a file has that name.
+    raster = rasterio.open(Path(source) if is_local(source) else source, driver=_driver(source))
+    try:
+        check_names_no_file(raster, redact(source))
+        check_blocks(raster, redact(source))
+    except UserValueError:
+        raster.close()
+        raise
+    return raster
+
+
+def check_beside(path: str):
+    """Check the files with the overviews and the mask of a raster. GDAL would open them with any driver.
+
+    Args:
+        path: Path of the raster.
+
+    Raises:
+        UserValueError: Such a file is no GeoTIFF, or names another file.
+    """
+    folder, name = os.path.split(path)
+    expected = (f"{name}.ovr".lower(), f"{name}.msk".lower())
+    for beside in (os.path.join(folder, other) for other in os.listdir(folder or ".") if other.lower() in expected):
+        if raster_driver(StoredFile(beside)) != "GTiff":
+            raise UserValueError(f"{beside} is no GeoTIFF, as files with overviews or masks are. Remove it.")
+        with rasterio.open(Path(beside), driver="GTiff") as raster:
+            check_names_no_file(raster, beside)
+        check_beside(beside)
+
+
+def _driver(source: str) -> str | None:
+    """Return the driver that the name of a raster asks for. None: any driver."""
+    if not is_local(source) and not source.startswith(("http://", "https://", "s3://", "gs://", "az://", "/vsi")):
+        return None
+    suffix = os.path.splitext(scene_name(source))[1].lower()
+    if suffix == ".img" and is_local(source):  # the suffix of two formats
+        with StoredFile(source).open() as stream:
+            return "HFA" if stream.read(15) == b"EHFA_HEADER_TAG" else "ENVI"
+    return DRIVERS.get(suffix)
 
 
 class SceneRaster:
@@ -82,7 +157,7 @@ class SceneRaster:
         # A band that is chosen as a colour is not used as transparency, even if GDAL marks it as such.
         no_masks = {MaskFlags.all_valid} | ({MaskFlags.alpha} if set(self.bands) & set(alpha) else set())
         self._has_mask = any(not no_masks & set(raster.mask_flag_enums[number - 1]) for number in self.bands)
-        self.dtype = np.result_type(*(raster.dtypes[number - 1] for number in self.bands))
+        self.dtype = np.result_type(*{raster.dtypes[number - 1] for number in self.bands})
         self.read_grid = self.grid
         if resample_to_m is not None:
             sizes = zip((self.grid.height, self.grid.width), self.grid.equal_area_projection().pixel_size_m())
@@ -135,14 +210,17 @@ class SceneRaster:
         """Return a list of the bands for error messages: number, name, type and range of the values."""
         raster, lines = self._raster(), []
         shape = self.sample_shape(SAMPLE_PX)
-        for number, kind, name, dtype in zip(
-            raster.indexes, raster.colorinterp, raster.descriptions, raster.dtypes, strict=True
-        ):
+        for number in raster.indexes[:LISTED_BANDS]:
+            kind, name, dtype = (
+                facts[number - 1] for facts in (raster.colorinterp, raster.descriptions, raster.dtypes)
+            )
             with self._gdal():
                 values = raster.read(number, out_shape=shape, masked=True).compressed()
             values = values[np.isfinite(values)]
             span = f"{values.min():g} to {values.max():g}" if len(values) else "no valid pixels"
             lines.append(f"\n  band {number} ({name or kind.name}): {dtype}, {span}")
+        if raster.count > LISTED_BANDS:
+            lines.append(f"\n  and {raster.count - LISTED_BANDS} more")
         return "".join(lines)
 
     def read(self, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
@@ -205,7 +283,7 @@ class SceneRaster:
         """Return the opened file of this thread."""
         if not hasattr(self._local, "raster"):
             with self._gdal():
-                self._local.raster = rasterio.open(self.source)
+                self._local.raster = open_scene(self.source)
             with self._lock:
                 self._opened.append(self._local.raster)
         return self._local.raster
@@ -216,6 +294,8 @@ class SceneRaster:
         try:
             with rasterio.Env(**GDAL_OPTIONS):
                 yield
+        except UserValueError as error:
+            raise UnreadableScene(str(error)) from error
         except (RasterioError, CPLE_BaseError) as error:
             raise UnreadableScene(
                 f"{self.source} cannot be read: {error.__cause__ or error}. Expected a complete raster file that GDAL "

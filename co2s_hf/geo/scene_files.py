@@ -1,12 +1,18 @@
 """Find scenes by file, folder, pattern or address, and choose the paths of their maps."""
 
 import glob
+import itertools
+import logging
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from ..data.reading import find_images
 from ..utils.errors import UserFileNotFoundError, UserValueError
+from ..utils.redaction import redact
 
+
+logger = logging.getLogger(__name__)
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
 
@@ -24,7 +30,9 @@ def is_local(source: str) -> bool:
 def scene_name(source: str) -> str:
     """Return the file name of a scene. The query of an address is left out, because it may contain a secret."""
     if is_address(source):
-        return PurePosixPath(urlsplit(source).path).name
+        address = urlsplit(redact(source))
+        named = parse_qs(address.query).get("url")  # of GDAL's form /vsicurl?url=https%3A%2F%2F...
+        return PurePosixPath(urlsplit(named[0]).path if named else address.path).name
     return Path(source).name
 
 
@@ -32,16 +40,18 @@ def find_scenes(words: list[str]) -> dict[str, Path]:
     """Find scenes by file, folder, pattern or address.
 
     Args:
-        words: Each is a file, a folder (all rasters in it and in its subfolders), a pattern such as "*.jp2", or an
-            address that GDAL opens: https://..., s3://..., /vsizip/..., NETCDF:"file":variable. Addresses are not
-            checked here.
+        words: Each is a file, a folder (all scenes in it and in its subfolders), a pattern such as "*.jp2", or an
+            address that GDAL opens: https://..., s3://..., /vsizip/..., NETCDF:"file":variable. Addresses and files
+            are not checked here. In a folder, label maps are left out: see [`why_label_map`]. So are folders labels/
+            beside a folder images/. A warning names them.
 
     Returns:
         Scene -> path of its map, without a suffix and relative to the folder of all maps.
 
     Raises:
         UserFileNotFoundError: There is no scene for a word.
-        UserValueError: Two scenes would have maps of the same name.
+        UserValueError: Two scenes would have maps of the same name, or a mosaic (VRT) in a folder names rasters
+            outside this folder.
     """
     scenes: dict[str, Path] = {}
     for word in words:
@@ -49,7 +59,7 @@ def find_scenes(words: list[str]) -> dict[str, Path]:
         if is_address(word):
             found = {word: Path(Path(scene_name(word)).stem)}
         elif path.is_dir():
-            found = {str(file): file.relative_to(path).with_suffix("") for file in find_images(path, RASTER_SUFFIXES)}
+            found = {str(file): file.relative_to(path).with_suffix("") for file in _scenes_of_folder(path)}
         elif path.exists():
             found = {str(path): Path(path.stem)}
         elif ":" in word:
@@ -57,10 +67,13 @@ def find_scenes(words: list[str]) -> dict[str, Path]:
         else:
             files = (Path(file) for file in sorted(glob.glob(word, recursive=True)))
             found = {str(file): Path(file.stem) for file in files if file.is_file()}
+            if path.suffix.lower() != ".vrt":  # such as "scenes/*": the user has not named mosaics
+                _check_mosaics(map(Path, found), _start_of_pattern(path))
         if not found:
             if path.is_dir():
                 raise UserFileNotFoundError(
-                    f"The folder '{word}' has no scenes; expected files that end in {', '.join(RASTER_SUFFIXES)}."
+                    f"The folder '{word}' has no scenes; expected files that end in {', '.join(RASTER_SUFFIXES)} and "
+                    "are no label maps."
                 )
             raise UserFileNotFoundError(
                 f"'{word}' matches no file; expected an existing file or folder, a pattern, or an address."
@@ -73,6 +86,35 @@ def find_scenes(words: list[str]) -> dict[str, Path]:
                 f"'{scene}' and '{names[name]}' would have the same map, {name}.tif. Segment them in separate runs."
             )
     return scenes
+
+
+def _scenes_of_folder(folder: Path) -> list[Path]:
+    """Find the scenes of a folder: no label maps, and no mosaics with parts outside the folder."""
+    from .label_maps import why_label_map  # needs rasterio
+
+    scenes = []
+    for path in find_images(folder, RASTER_SUFFIXES, leave_out_labels=True):
+        _check_mosaics([path], folder)
+        if (reason := why_label_map(path)) is None:
+            scenes.append(path)
+        else:
+            logger.warning(f"'{path}' is left out, because it {reason}. If it is a scene, name the file itself.")
+    return scenes
+
+
+def _check_mosaics(paths: Iterable[Path], folder: Path):
+    """Check the mosaics among some files of a folder."""
+    from .mosaics import check_mosaic  # needs rasterio
+
+    for path in paths:
+        if path.suffix.lower() == ".vrt":
+            check_mosaic(path, folder)
+
+
+def _start_of_pattern(pattern: Path) -> Path:
+    """Return the folder in which a pattern searches: the part before the first wildcard."""
+    parts = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    return Path(*parts)
 
 
 def plan_maps(words: list[str], output: str | Path) -> dict[str, Path]:

@@ -5,30 +5,34 @@ The files are first written to temporary paths and then renamed, the map last. A
 
 import json
 import os
-import shutil
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import rasterio
+from rasterio.errors import RasterioError
 
 from ..data.reading import ImageRule
 from ..model.configuration_co2s import Co2SConfig
 from ..utils.errors import UserFileExistsError, UserOSError, UserValueError
 from ..utils.figures import draw_scene_map, palette_or_default
+from ..utils.files import clean, flush, written_file
 from .maps import FULL, NODATA, MapBand, strips, write_class_names, write_map
 from .options import SceneOptions
 from .polygons import map_objects, write_polygons
 from .rasters import SceneRaster
-from .resumable_raster import ResumableRaster, file_error, unfinished_folder
+from .resumable_raster import ResumableRaster, differences, file_error, was_replacing
 from .scene_files import is_local
+from .scene_identity import SceneIdentity
 
 
 QUICK_LOOK_PX = 900  # longer side of the pictures in the quick-look
 STATISTICS_ROWS = 64  # rows whose areas are summed at a time
+TAG = "CO2S_"  # prefix of the tags with the settings of a map
 # Prefixes of tags of the scene that do not hold for its map.
-SCENE_TAGS = ("STATISTICS_", "TIFFTAG_MINSAMPLEVALUE", "TIFFTAG_MAXSAMPLEVALUE", "CO2S_", "CLASS_")
+SCENE_TAGS = ("STATISTICS_", "TIFFTAG_MINSAMPLEVALUE", "TIFFTAG_MAXSAMPLEVALUE", TAG, "CLASS_")
 
 
 @dataclass(frozen=True)
@@ -71,20 +75,41 @@ def output_paths(destination: Path, options: SceneOptions) -> dict[str, Path]:
     return paths | {"map": destination}
 
 
+def check_no_shared_files(maps: dict[str, Path], options: SceneOptions):
+    """Check that no file belongs to the maps of two scenes, such as a_confidence.tif, a map and the confidence of a.
+
+    Args:
+        maps: Scene -> path of its map.
+        options: Which files are written.
+
+    Raises:
+        UserValueError: Two maps have a file of the same name, or a name does not end in .tif.
+    """
+    owners: dict[Path, str] = {}
+    for scene, destination in maps.items():
+        for path in output_paths(destination, options).values():
+            if owners.setdefault(path.resolve(), scene) != scene:
+                raise UserValueError(
+                    f"'{scene}' and '{owners[path.resolve()]}' would both write '{path}'. Map them in separate runs, "
+                    "into two folders."
+                )
+
+
 def check_destinations(source: str, paths: dict[str, Path], resume: bool):
     """Create the folders of the files, and check that nothing would be overwritten.
 
     Args:
         source: The scene.
         paths: The files of its map, from [`output_paths`].
-        resume: The files may exist if the map, or the folder of its finished rows, also exists.
+        resume: The files may exist if the map also exists, or if a run was killed while it moved them there.
 
     Raises:
         UserValueError: A file is the scene itself.
         UserFileExistsError: A file exists already.
         UserOSError: A file is a folder, or its folder cannot be created or written.
+        UserOSError, UserValueError: The folder of the finished rows cannot be used; see [`Progress.read`].
     """
-    is_resumed = resume and (paths["map"].exists() or unfinished_folder(paths["map"]).exists())
+    is_complete = resume and paths["map"].exists()
     for path in reversed(paths.values()):
         if is_local(source) and path.resolve() == Path(source).resolve():
             raise UserValueError(f"'{path}' is the scene itself. Choose another destination.")
@@ -96,35 +121,77 @@ def check_destinations(source: str, paths: dict[str, Path], resume: bool):
             raise file_error(error, path.parent) from error
         if not os.access(path.parent, os.W_OK):  # checked now, because writing begins after the prediction
             raise UserOSError(f"'{path.parent}' cannot be written. Change its permissions, or choose another folder.")
-        if path.exists() and not is_resumed:
-            raise UserFileExistsError(f"'{path}' exists already. Choose another destination, or remove it.")
+        clean(path.parent)
+        if not is_complete:
+            _check_free(path, paths["map"], resume)
 
 
-def check_complete(paths: dict[str, Path], prediction_facts: dict, options: SceneOptions):
+def _check_free(path: Path, destination: Path, resume: bool = True):
+    """Check that a file of the map at `destination` is new, or was put there by a run that was killed at its end.
+
+    Raises:
+        UserFileExistsError: It exists already.
+    """
+    if path.exists() and not (resume and was_replacing(destination, path)):
+        raise UserFileExistsError(f"'{path}' exists already. Choose another destination, or remove it.")
+
+
+def check_complete(paths: dict[str, Path], facts: dict):
     """Check that an existing map was made with the same settings and that all files exist.
+
+    Settings of files that are not requested are not compared. Neither are tags that the map does not have: earlier
+    versions wrote fewer tags.
 
     Args:
         paths: The files of the map, from [`output_paths`].
-        prediction_facts: Everything that the pixels depend on.
-        options: The options of this run.
+        facts: The settings of this run: those of the predicted values, and [`output_facts`].
 
     Raises:
         UserFileExistsError: A file is missing, or the settings differ.
+        UserOSError: The map cannot be read.
     """
     path = paths["map"]
     if missing := [str(other) for other in paths.values() if not other.exists()]:
         raise UserFileExistsError(
-            f"'{path}' is complete, but '{missing[0]}' is missing. Remove the map to make all files again."
+            f"'{path}' is complete, but '{missing[0]}' is missing. The finished rows, from which it could be made, "
+            "are gone. Remove the map to make all files again, or choose another destination."
         )
-    with rasterio.open(path) as raster:
-        found = raster.tags()
-    expected = _as_tags(prediction_facts | _output_facts(options))
-    differing = [name.removeprefix("CO2S_").lower() for name, value in expected.items() if found.get(name) != value]
-    if differing:
+    try:
+        with rasterio.open(path, driver="GTiff") as raster:
+            found = _from_tags(raster.tags())
+    except RasterioError as error:
+        raise UserOSError(
+            f"'{path}' exists, but cannot be read: {error}. Remove it, or choose another destination."
+        ) from error
+    if not isinstance(found.get("model"), dict):
         raise UserFileExistsError(
-            f"'{path}' exists and was made with another {', '.join(differing)}. Remove it, or choose another "
-            "destination."
+            f"'{path}' exists, and is no map of this package. Remove it, or choose another destination."
         )
+    found["model"].pop("device", None)  # in maps of earlier versions; now in the tag CO2S_RUNS
+    expected = {name: value for name, value in _requested(facts, paths).items() if name in found}
+    if differing := differences(_requested(found, paths), json.loads(json.dumps(expected))):
+        listed = ", ".join(f"{name} ({old}, now {new})" for name, (old, new) in differing.items())
+        raise UserFileExistsError(
+            f"'{path}' exists and was made with another {listed}. Remove it, or choose another destination."
+        )
+
+
+def _requested(facts: dict, paths: dict[str, Path]) -> dict:
+    """Return the facts without those of planes and polygons that are not among the requested files."""
+    unused = set() if "vector" in paths else {"min_area_m2", "simplify_m"}
+    planes = {"labels"} | ({"confidence"} if {"confidence", "vector"} & paths.keys() else set())
+    if "probabilities" in paths:
+        planes |= {name for name in facts["planes"] if name.startswith("probability_")}
+    return {name: value for name, value in facts.items() if name not in unused} | {
+        "planes": {name: dtype for name, dtype in facts["planes"].items() if name in planes}
+    }
+
+
+def output_facts(config: Co2SConfig, identity: SceneIdentity, options: SceneOptions) -> dict:
+    """Return the settings that change the files of a map but not the predicted values, and the parts of the scene."""
+    facts = {name: getattr(options, name) for name in ("cog", "min_area_m2", "simplify_m")}
+    facts["class_names"] = [config.id2label[index] for index in range(config.num_labels)]
+    return facts | ({"scene_parts": identity.parts_checksum()} if identity.parts else {})
 
 
 class SceneOutputs:
@@ -136,6 +203,7 @@ class SceneOutputs:
         rule: Conversion of the scene to 8-bit RGB, for the quick-look.
         options: Which files to write, and how.
         planes: The finished rows: labels, confidence and probabilities, in pixels of `scene.read_grid`.
+        facts: From [`output_facts`], for the tags of the files.
 
     Raises:
         UserValueError: Polygons are requested, but the scene has no transform that can be converted to metres.
@@ -148,11 +216,11 @@ class SceneOutputs:
         rule: ImageRule,
         options: SceneOptions,
         planes: ResumableRaster,
+        facts: dict,
     ):
         self.config, self.scene, self.rule, self.options, self.planes = config, scene, rule, options, planes
-        self.grid = scene.grid
+        self.grid, self.facts, self.names = scene.grid, facts, facts["class_names"]
         self.palette = palette_or_default(config.palette, config.num_labels)
-        self.names = [config.id2label[index] for index in range(config.num_labels)]
         if options.vector is not None and self.grid.gcps:
             raise UserValueError(
                 f"Polygons (`vector`) need a scene with a transform; {scene.source} has ground control points. Warp "
@@ -166,12 +234,9 @@ class SceneOutputs:
             self.projection = None  # the legend then shows shares without areas
 
     def write(self, paths: dict[str, Path]) -> SceneMap:
-        """Write all files into the folder of the finished rows, then move them to their paths, the map last."""
-        folder = self.planes.folder / "outputs"
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-        folder.mkdir()
-        try:
-            temporary = {name: folder / path.name for name, path in paths.items()}
+        """Write all files to temporary paths, then move them to their paths, the map last."""
+        with ExitStack() as stack:  # it ends the contexts in reverse order
+            temporary = {name: stack.enter_context(written_file(path)) for name, path in reversed(paths.items())}
             self._write_raster(temporary["map"], {"labels": "class"}, self.palette)
             if "confidence" in paths:
                 self._write_raster(temporary["confidence"], {"confidence": "confidence"})
@@ -181,13 +246,13 @@ class SceneOutputs:
             write_class_names(temporary["class_names"], self.names)
             result = self._measure(paths)
             self._draw_quick_look(temporary["quick_look"], result)
-            if "vector" in paths:  # not in the temporary folder, which may be on another disk
-                self._write_polygons(paths["vector"])
-            for name in paths.keys() - {"vector", "map"}:
-                os.replace(temporary[name], paths[name])
-            os.replace(temporary["map"], paths["map"])
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if "vector" in paths:
+                self._write_polygons(temporary["vector"])
+            for path in paths.values():  # the prediction may have taken hours
+                _check_free(path, paths["map"])
+            self.planes.note_outputs(list(paths.values()))
+        for folder in {path.parent for path in paths.values()}:
+            flush(folder)  # before the finished rows are removed
         return result
 
     def _plane_reader(self, name: str, masked: bool = True) -> Callable[[slice], np.ndarray]:
@@ -224,7 +289,7 @@ class SceneOutputs:
     def _tags(self) -> dict[str, str]:
         """Return the tags of the map: those of the scene, the settings (CO2S_...) and the class names (CLASS_...)."""
         tags = {name: value for name, value in self.scene.tags.items() if not name.startswith(SCENE_TAGS)}
-        tags |= _as_tags(self.planes.settings | _output_facts(self.options))
+        tags |= _as_tags(self.planes.settings | self.facts | {"runs": self.planes.runs})
         return tags | {f"CLASS_{index}": name for index, name in enumerate(self.names)}
 
     def _measure(self, paths: dict[str, Path]) -> SceneMap:
@@ -279,13 +344,18 @@ class SceneOutputs:
         write_polygons(path, objects, self.grid, dict(enumerate(self.names)), simplify_px)
 
 
-def _output_facts(options: SceneOptions) -> dict:
-    """Return the options that change the files but not the predicted pixels."""
-    return {name: getattr(options, name) for name in ("cog", "min_area_m2", "simplify_m")}
-
-
 def _as_tags(facts: dict) -> dict[str, str]:
-    return {f"CO2S_{name.upper()}": json.dumps(value) for name, value in facts.items()}
+    return {f"{TAG}{name.upper()}": json.dumps(value) for name, value in facts.items()}
+
+
+def _from_tags(tags: dict[str, str]) -> dict:
+    """Return the facts in the tags of a map. Tags that [`_as_tags`] has not made are left out."""
+    facts = {}
+    for name, value in tags.items():
+        if name.startswith(TAG):
+            with suppress(ValueError):
+                facts[name.removeprefix(TAG).lower()] = json.loads(value)
+    return facts
 
 
 def _nodata_of(dtype: np.dtype) -> float:

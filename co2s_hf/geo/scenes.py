@@ -5,7 +5,6 @@ a little with the width of the scene, but not with its height.
 """
 
 import logging
-import shutil
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +25,8 @@ try:
 
     from .maps import NODATA, quantized
     from .rasters import GDAL_OPTIONS, SceneRaster, UnreadableScene
-    from .scene_outputs import SceneMap, SceneOutputs, check_complete, check_destinations, output_paths
+    from .scene_identity import SceneIdentity
+    from .scene_outputs import SceneMap, SceneOutputs, check_complete, check_destinations, output_facts, output_paths
 except ImportError as error:
     raise UserImportError(
         f"Scenes need further libraries ({error}). Install them: pip install 'co2s_hf[scenes]'."
@@ -37,7 +37,7 @@ from ..inference.windows import JoinedPiece, Window, WindowGrid, joined_pieces
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import Co2SForSemanticSegmentation
 from .options import SceneOptions
-from .resumable_raster import ResumableRaster, file_error, unfinished_folder
+from .resumable_raster import ResumableRaster, file_error, remove_unfinished
 from .scene_files import is_local, scene_name
 
 
@@ -64,6 +64,18 @@ def segment_scene(
 ) -> SceneMap | None:
     """Segment a georeferenced raster of any size into a map for geographic information systems.
 
+    With `resume`, a run continues after the finished rows of an interrupted run. These settings must be the same,
+    because they change the values of the map: the scene, the model, its precision and fusion, `crop_size`,
+    `overlap_px`, `blend`, `flip`, `bands`, `scale`, `resample_to`, `save_probabilities` and `score_dtype`. bfloat16 is
+    another precision than float32: it changes labels. These settings may differ, because they change values by
+    rounding alone: the device, `windows_per_batch`, and the numbers of threads and processes. If several devices or
+    batch sizes made a map, its tag CO2S_RUNS lists the first row of each (a row of the grid in the tag CO2S_GRID).
+    `cog`, `vector`, `min_area_m2`, `simplify_m` and `save_confidence` may also differ, because these files are made
+    from the finished rows at the end. The rows are then removed, so further files of a complete map need a new run.
+
+    A scene is recognized by its name, and by the size and time of its file and of the files of a mosaic. At an
+    address, some of its pixels are compared instead.
+
     Args:
         model: Model in evaluation mode, on its device and in its precision. Its configuration contains the fusion of
             the students.
@@ -89,6 +101,7 @@ def segment_scene(
     Raises:
         UnreadableScene: The scene cannot be read, or has no coordinate system.
         UserValueError: The bands of the scene do not fit the model, or an option is out of range.
+        UserValueError: The finished rows were made with other settings, from other files, or are damaged.
         UserFileExistsError: A file of the map, or the folder of its finished rows, exists and cannot be resumed.
         UserOSError: The destination cannot be written.
     """
@@ -105,14 +118,27 @@ def segment_scene(
     with rasterio.Env(**GDAL_OPTIONS), SceneRaster(source, bands or rule.bands, options.resample_to) as scene:
         rule = scene.image_rule(scale or rule.scale)
         prediction = _Prediction(model, image_processor, scene, rule, options, crop_size, flip)
+        identity = SceneIdentity.of(scene)
+        settings = identity.facts | prediction.facts()
+        facts = output_facts(model.config, identity, options)
         if paths["map"].exists():
-            check_complete(paths, prediction.facts(), options)
-            shutil.rmtree(unfinished_folder(destination), ignore_errors=True)  # of a run that was killed at its end
+            check_complete(paths, settings | facts)
+            remove_unfinished(destination)  # of a run that was killed at its end
             return None
         height, width = scene.read_grid.height, scene.read_grid.width
-        planes = ResumableRaster(destination, height, width, prediction.planes(), prediction.facts(), resume)
+        planes = ResumableRaster(
+            destination,
+            height,
+            width,
+            prediction.planes(),
+            settings,
+            resume,
+            rounding=prediction.rounding(),
+            parts=identity.parts,
+        )
         with _finished_rows_kept(planes, source):
-            outputs = SceneOutputs(model.config, scene, rule, options, planes)
+            outputs = SceneOutputs(model.config, scene, rule, options, planes, facts)
+            _warn_of_other_rounding(planes)
             prediction.run(planes, show_progress)
             result = outputs.write(paths)
         planes.remove()
@@ -163,17 +189,16 @@ class _Prediction:
         return {"labels": "uint8"} | dict.fromkeys(names, self.options.score_dtype)
 
     def facts(self) -> dict:
-        """Return everything that the predicted pixels depend on. A resumed run must have the same facts."""
-        source, config, options = self.scene.source, self.model.config, self.options
-        file = Path(source).stat() if is_local(source) else None
+        """Return the settings that change the predicted values. A resumed run must have the same settings.
+
+        The precision is one of them. Values in bfloat16 have 8 bits, so they differ visibly from those in float32.
+        """
+        config, options = self.model.config, self.options
         temperatures = {name: getattr(config, name) for name in ("clip_temperature", "dinov3_temperature")}
         return {
-            "scene": {"name": scene_name(source)}
-            | ({"bytes": file.st_size, "modified": file.st_mtime} if file else {}),
             "model": {
                 "weights": _fingerprint(self.model),
                 "dtype": str(self.model.dtype),
-                "device": self.model.device.type,
                 "fusion": config.fusion,
             }
             # Temperatures of 1 are left out: maps of earlier versions, which had none, keep the same facts.
@@ -183,12 +208,18 @@ class _Prediction:
             "overlap_px": self.grid.overlap,
             "blend": options.blend,
             "flip": self.flip,
-            "windows_per_batch": options.windows_per_batch,
             "bands": self.rule.bands,
             "scale": self.rule.scale,
             "grid": (self.grid.height, self.grid.width),
             "planes": self.planes(),
         }
+
+    def rounding(self) -> dict:
+        """Return what changes the predicted values by rounding alone. A resumed run may have another device or batch.
+
+        Sums of floating-point numbers depend on their order, which libraries choose by device and size of the batch.
+        """
+        return {"device": self.model.device.type, "windows_per_batch": self.options.windows_per_batch}
 
     def run(self, planes: ResumableRaster, show_progress: bool):
         """Predict all rows that are not finished yet and write them."""
@@ -258,6 +289,17 @@ class _Prediction:
         return values
 
 
+def _warn_of_other_rounding(planes: ResumableRaster):
+    """Say that the finished rows and the following rows may differ by rounding."""
+    if planes.changes_rounding and planes.rows_done < planes.height:
+        runs = planes.runs[-1], planes.rounding
+        before, now = (", ".join(f"{name} {run.get(name)}" for name in planes.rounding) for run in runs)
+        logger.warning(
+            f"The {planes.rows_done} finished rows of '{planes.destination}' were made with {before}, the others are "
+            f"made with {now}. This changes values by rounding alone. The tag CO2S_RUNS of the map lists both."
+        )
+
+
 @contextmanager
 def _finished_rows_kept(planes: ResumableRaster, source: str) -> Iterator[None]:
     """Keep the finished rows for a later run if the block fails, unless the scene itself is a broken file."""
@@ -269,7 +311,8 @@ def _finished_rows_kept(planes: ResumableRaster, source: str) -> Iterator[None]:
         if is_broken or not planes.rows_done:
             planes.remove()
         else:
-            logger.warning(f"The finished rows are kept in '{planes.folder}'. Continue them with `resume=True`.")
+            remedy = " and fewer `windows_per_batch`" if isinstance(error, torch.OutOfMemoryError) else ""
+            logger.warning(f"The finished rows are kept in '{planes.folder}'. Continue with `resume=True`{remedy}.")
         if isinstance(error, OSError) and not isinstance(error, UserError):
             raise file_error(error, planes.folder) from error
         raise

@@ -1,7 +1,8 @@
 """Write the model card (README.md) of a model, and add evaluation results to a card.
 
 All facts in a card come from the files in the model's folder and from an [`Evaluation`]. The text of the card is in
-model_cards/template.md.
+model_cards/template.md. Names of classes, data and models may have any characters: they are escaped, so that a card
+shows them as they are.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -22,13 +24,15 @@ from ..model.text_guidance_co2s import SHIPPED_BACKBONES
 from ..training.evaluation import METRICS, Evaluation
 from ..utils.errors import UserValueError, loading
 from ..utils.files import write_text
+from ..utils.markdown import Markdown, code, code_block, inline, single_line
+from ..utils.redaction import redact, redacted
 
 
 # File with the facts of a training run, in the folder of the model. "command" is the list of words after the program's
 # name, such as ["train", "--data_dir", "x"]. "arguments" maps the options of the command to their values in JSON.
 # "data" holds name, id (on the Hub, or None), partition, is_drawn, is_real (the images of this package), num_labeled,
-# num_unlabeled and num_validation. The other keys are data_hash, num_processes, device, mixed_precision, versions and
-# git_revision.
+# num_unlabeled and num_validation. The other keys are data_hash, label_hash, num_processes, device, mixed_precision,
+# versions and git_revision.
 TRAINING_FILE = "training.json"
 PREDICTIONS, CURVES, SAMPLES = "figures/predictions.png", "figures/curves.png", "samples"
 MODEL_PATH = "path/to/this/model"  # stands for the name of the model in a card until the model is published
@@ -64,39 +68,51 @@ def write_card(folder: str | Path, evaluation: Evaluation | None = None, config:
     """
     folder = Path(folder)
     adapter, training = (
-        read_json(path) if path.exists() else None for path in (folder / PEFT_CONFIG_FILE, folder / TRAINING_FILE)
+        without_secrets(read_json(path)) if path.exists() else None
+        for path in (folder / PEFT_CONFIG_FILE, folder / TRAINING_FILE)
     )
     if config is None:
         with loading(f"The model in {folder}"):
             model_class = Co2SConfig if adapter is None else Co2SForSemanticSegmentation
             loaded = model_class.from_pretrained(folder)
             config = loaded if adapter is None else loaded.config
-    if training:
-        training["data"]["name"] = _table_cell(training["data"]["name"])
     pictures = {name: p for name, p in (("predictions", PREDICTIONS), ("curves", CURVES)) if (folder / p).exists()}
     samples = sorted(path.relative_to(folder).as_posix() for path in (folder / SAMPLES).glob("*"))
     base = _base_model(training, adapter)
-    card = ModelCard.from_template(
-        _metadata(training, samples, adapter),
-        template_path(),
+    labels = [config.id2label[index] for index in range(config.num_labels)]
+    card = _fill_template(
+        card_data=Markdown(_metadata(training, samples, adapter).to_yaml()),
         adapter=adapter,
         base=base,
         title=_title(training, base),
         config=config,
-        labels=[config.id2label[index] for index in range(config.num_labels)],
+        labels=labels,
+        first_label=Markdown(_python_text(labels[0])),
         model_id=MODEL_PATH,
         training=training,
-        command=reproduce_command(training) if training else None,
+        dataset_id=_dataset_id(training),
+        command=code_block(reproduce_command(training), "bash") if training else None,
         is_clean=bool(training and training["git_revision"] and not training["git_revision"].endswith("-dirty")),
-        arguments=_options_yaml(training["arguments"]) if training else None,
+        arguments=code_block(_options_yaml(training["arguments"]), "yaml") if training else None,
         pictures=pictures,
         shipped=SHIPPED_BACKBONES,
-        results=f"{NO_RESULTS}\n\n{RESULTS_END}\n",
+        results=Markdown(f"{NO_RESULTS}\n\n{RESULTS_END}\n"),
     )
     if evaluation is not None:
         card = with_evaluation(card, evaluation)
-    write_text(folder / "README.md", without_secrets(str(card)))
+    write_text(folder / "README.md", str(card))
     return folder / "README.md"
+
+
+def _fill_template(**values) -> ModelCard:
+    """Fill the template. Text is escaped unless it is [`Markdown`]; it is never executed as a part of the template."""
+    from jinja2 import Environment
+
+    def escaped(value: Any) -> Any:
+        return inline(value) if isinstance(value, str) and not isinstance(value, Markdown) else value
+
+    template = Environment(finalize=escaped).from_string(template_path().read_text(encoding="utf-8"))
+    return ModelCard(template.render(code=code, **values))
 
 
 def add_evaluation(folder: str | Path, evaluation: Evaluation, picture: str | Path | None = None):
@@ -135,15 +151,17 @@ def with_evaluation(card: ModelCard, evaluation: Evaluation, picture: str | None
     """
     text, key = card.text, _evaluation_key(evaluation)
     # If the model was selected on these images, this also holds for every later evaluation on them.
-    if re.search(rf"image sets: {evaluation.data_hash}\b.*{re.escape(SELECTED)}", text):
+    if re.search(rf"image sets: {re.escape(evaluation.data_hash)}\b.*{re.escape(SELECTED)}", text):
         evaluation = replace(evaluation, is_best=True)
-    section = without_secrets(_results_section(evaluation, picture))
+    evaluation = replace(evaluation, data=single_line(without_secrets(evaluation.data)))
+    section = _results_section(evaluation, picture)
     block = f"<!-- results {key} -->\n{section}\n<!-- end of results {key} -->\n"
     earlier = re.compile(rf"<!-- results {key} -->.*?<!-- end of results {key} -->\n", re.DOTALL)
     if earlier.search(text):
-        text = earlier.sub(lambda match: block, text)
+        text = earlier.sub(lambda match: block, text, count=1)
     elif RESULTS_END in text:
-        text = text.replace(f"{NO_RESULTS}\n\n", "").replace(RESULTS_END, f"{block}\n{RESULTS_END}")
+        # Only the first one: an option of the run may have the same text.
+        text = text.replace(f"{NO_RESULTS}\n\n", "", 1).replace(RESULTS_END, f"{block}\n{RESULTS_END}", 1)
     else:
         text = f"{text.rstrip()}\n\n## Results\n\n{block}\n{RESULTS_END}\n"
     data, results = card.data, _eval_results(evaluation)
@@ -174,13 +192,18 @@ def reproduce_command(training: dict) -> str:
     return shlex.join([*launch, "-m", "co2s_hf", *words])
 
 
-def without_secrets(text: str) -> str:
-    """Replace access tokens, user names, passwords and queries in addresses, and the path of the home folder."""
-    text = re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_...", text)
-    text = re.sub(r"(\w+://)[^/\s@]+@", r"\1...@", text)  # user:password@
-    text = re.sub(r"(\w+://[^\s?\"'`)]+)\?[^\s\"'`)]+", r"\1?...", text)  # ?token=...
+def without_secrets(value: Any) -> Any:
+    """Return a copy of a value of JSON types without secrets, see [`redact`], and without the path of the home folder.
+
+    The path becomes "~".
+    """
     home = str(Path.home())
-    return re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text) if home != "/" else text
+
+    def replaced(text: str) -> str:
+        text = redact(text)
+        return re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text) if home != "/" else text
+
+    return redacted(value, replaced)
 
 
 def is_hub_name(name: str) -> bool:
@@ -214,6 +237,11 @@ def load_card(path: str | Path) -> ModelCard:
         ) from error
 
 
+def _python_text(text: str) -> str:
+    """Return text as a literal of Python without "<", so that it has no mark of the results."""
+    return json.dumps(single_line(text), ensure_ascii=False).replace("<", "\\u003c")
+
+
 def _evaluation_key(evaluation: Evaluation) -> str:
     """Return eight hexadecimal digits that identify the images and settings of an evaluation."""
     facts = [evaluation.data, evaluation.data_hash, evaluation.crop_size, evaluation.fusion, evaluation.flip]
@@ -230,7 +258,15 @@ def _options_yaml(arguments: dict) -> str:
 
 
 def _title(training: dict | None, base: str | None) -> str:
-    return f"Co2S {'adapted to' if base else 'trained on'} {training['data']['name']}" if training else "Co2S"
+    if not training:
+        return "Co2S"
+    return f"Co2S {'adapted to' if base else 'trained on'} {single_line(training['data']['name'])}"
+
+
+def _dataset_id(training: dict | None) -> str | None:
+    """Return the name of the data set on the Hub, if it has the form of one."""
+    name = training["data"]["id"] if training else None
+    return name if name and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
 
 
 def _base_model(training: dict | None, adapter: dict | None) -> str | None:
@@ -253,8 +289,8 @@ def _metadata(training: dict | None, samples: list[str], adapter: dict | None) -
             facts |= {"license": "other", "license_name": "dinov3-license", "license_link": DINOV3_LICENSE}
         hub_names = [name for name in backbones if is_hub_name(name)]
         facts |= {"base_model": hub_names} if hub_names else {}
-    if training and training["data"]["id"]:
-        facts["datasets"] = [training["data"]["id"]]
+    if dataset_id := _dataset_id(training):
+        facts["datasets"] = [dataset_id]
     if samples:
         facts["widget"] = [{"src": sample, "example_title": Path(sample).stem} for sample in samples]
     tags = ["co2s", "remote-sensing", "semantic-segmentation", "semi-supervised", "custom_code"]
@@ -296,12 +332,12 @@ def _results_section(evaluation: Evaluation, picture: str | None) -> str:
     columns = {title: evaluation.scores[name] for name, title in PREDICTOR_TITLES.items() if name in evaluation.scores}
     lines = [
         f"IoU of every class, and the means, in per cent on the {evaluation.num_images} validation images of "
-        f"{evaluation.data}:",
+        f"{inline(evaluation.data)}:",
         "",
         f"| class | {' | '.join(columns)} |",
         "|---|" + "---|" * len(columns),
     ]
-    rows = {_table_cell(c): [scores.iou[c] for scores in columns.values()] for c in evaluation.scores["fused"].iou}
+    rows = {inline(c): [scores.iou[c] for scores in columns.values()] for c in evaluation.scores["fused"].iou}
     rows |= {f"**{title}**": [getattr(s, name) for s in columns.values()] for name, title in METRICS.items()}
     lines += [f"| {title} | {' | '.join(map(_percent, values))} |" for title, values in rows.items()]
     settings = [
@@ -319,11 +355,6 @@ def _results_section(evaluation: Evaluation, picture: str | None) -> str:
     if picture is not None:
         lines += ["", f"![Confusion matrix in per cent of each true class]({picture})"]
     return "\n".join(lines)
-
-
-def _table_cell(text: str) -> str:
-    """Escape text for a cell of a Markdown table."""
-    return text.replace("|", r"\|")
 
 
 def _percent(value: float | None) -> str:

@@ -16,22 +16,22 @@ dilations are the authors' values.
 
 import math
 import os
-import pickle
 from functools import partial
 from pathlib import Path
 
 import torch
 from httpx2 import HTTPError  # huggingface_hub raises it when there is no connection
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..data.benchmarks import BENCHMARKS
 from ..model.configuration_co2s import Co2SConfig
 from ..model.image_processing_co2s import Co2SImageProcessor
+from ..model.loading_co2s import check_finite
 from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
-from ..utils.errors import UserFileNotFoundError, UserOSError, UserValueError
-from ..utils.files import check_new_folder, written_beside
+from ..utils.errors import UserFileNotFoundError, UserOSError, UserValueError, loading
+from ..utils.files import check_new_folder, recover, written_beside
 
 
 CHECKPOINT_NAMES = {"clip": "best_clip.pth", "dinov3": "best_dinov3.pth"}
@@ -189,14 +189,14 @@ def load_original(path: str | Path, student: str) -> dict[str, torch.Tensor]:
 
     Raises:
         UserFileNotFoundError: The file does not exist.
-        UserValueError: The file is not such a checkpoint.
+        UserValueError: The file is not such a checkpoint, or a weight is not finite.
     """
     if not Path(path).is_file():
         raise UserFileNotFoundError(f"'{path}' is not a file. Expected the authors' {CHECKPOINT_NAMES[student]}.")
     try:
         # weights_only: load tensors and plain containers only, because other objects could run code.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except Exception as error:  # damaged files cause many types
         with open(path, "rb") as file:
             start = file.read(40)
         raise UserValueError(
@@ -210,7 +210,17 @@ def load_original(path: str | Path, student: str) -> dict[str, torch.Tensor]:
             f"'{path}' holds {found}. Expected the authors' {CHECKPOINT_NAMES[student]}: a dictionary with the "
             "weights under 'model'."
         )
-    return {key.removeprefix("module."): value for key, value in checkpoint["model"].items()}
+    weights = checkpoint["model"]
+    if wrong := [key for key, value in weights.items() if not (isinstance(key, str) and torch.is_tensor(value))]:
+        raise UserValueError(
+            f"'{path}' holds '{wrong[0]}' under 'model', which is not a name with a tensor. Expected the authors' "
+            f"{CHECKPOINT_NAMES[student]}."
+        )
+    try:
+        check_finite(weights.items(), f"'{path}'")
+    except ValueError as error:
+        raise UserValueError(str(error)) from error
+    return {key.removeprefix("module."): value for key, value in weights.items()}
 
 
 def config_from_weights(
@@ -424,7 +434,15 @@ def convert(
         "clip": load_original(clip_checkpoint, "clip"),
         "dinov3": load_original(dinov3_checkpoint, "dinov3"),
     }
-    config = config_from_weights(weights["clip"], weights["dinov3"], **BENCHMARKS[dataset].config_kwargs, **sizes)
+    try:
+        config = config_from_weights(weights["clip"], weights["dinov3"], **BENCHMARKS[dataset].config_kwargs, **sizes)
+    except UserValueError:
+        raise
+    except (IndexError, ValueError, ZeroDivisionError, StrictDataclassError) as error:
+        raise UserValueError(
+            f"The shapes of the weights are not those of the authors' models: {error} Expected their "
+            f"{' and '.join(CHECKPOINT_NAMES.values())}."
+        ) from error
     model = Co2SForSemanticSegmentation(config).eval()
     for student in STUDENTS:
         getattr(model, student).load_state_dict(convert_student(weights[student], student, model), strict=True)
@@ -477,13 +495,9 @@ def convert_to_original(checkpoint: str | Path, output_dir: str | Path):
             settings in the authors' code. That code would compute other logits.
     """
     output_dir = check_new_folder(output_dir)
-    try:
+    recover(checkpoint)
+    with loading(f"'{checkpoint}'", expected="the folder of a model of this package or its name on the Hub"):
         model = Co2SForSemanticSegmentation.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise UserOSError(
-            f"'{checkpoint}' cannot be loaded; expected the folder of a model of this package or its name on the Hub. "
-            f"{error}"
-        ) from error
     weights = {student: restore_student(model, student) for student in STUDENTS}
     _check_authors_settings(model.config, weights)
     with written_beside(output_dir) as folder:

@@ -1,10 +1,11 @@
-"""Publish models on the Hub: first create the repository, later upload all files in one commit."""
+"""Publish on the Hub: first create the repository, later upload the files of a model or Space in one commit."""
 
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from httpx2 import HTTPError  # huggingface_hub raises it when there is no connection
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, hf_hub_download
@@ -18,9 +19,12 @@ from huggingface_hub.errors import (
 from ..model.adapters_co2s import PEFT_CONFIG_FILE
 from ..training.evaluation import Evaluation
 from ..utils.errors import UserError, UserOSError, UserValueError
-from ..utils.files import write_text
-from .cards import MODEL_PATH, figure_path, is_hub_name, load_card, read_json, with_evaluation, without_secrets
+from ..utils.files import recover, write_text
+from .cards import MODEL_PATH, figure_path, is_hub_name, load_card, read_json, with_evaluation
 
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 CARD = "README.md"
 PICTURE_FOLDERS = ("figures/", "samples/")
@@ -43,7 +47,7 @@ def claim_repository(
         name: Name such as user/name. A name without "/" belongs to the user who is logged in.
         private: Create the repository as private; refuse an existing public one.
         revision: Branch to create if the repository does not have it.
-        kind: "model" or "space".
+        kind: "model", "dataset" or "space".
         sdk: SDK of a space, such as "gradio".
 
     Returns:
@@ -67,6 +71,23 @@ def claim_repository(
     return name
 
 
+def find_branch(name: str, revision: str | None) -> str | None:
+    """Return a branch of a model on the Hub if it exists.
+
+    Args:
+        name: Repository of the model.
+        revision: Branch, tag or commit. None: main.
+
+    Returns:
+        `revision`, or None (main) if the repository has no such branch, or does not exist.
+
+    Raises:
+        PublishError: The Hub cannot be reached.
+    """
+    with _publish_errors(f"Cannot check whether {name} has a branch {revision}", "Then start again."):
+        return revision if revision is not None and HfApi().revision_exists(name, revision) else None
+
+
 def check_publishable(folder: str | Path):
     """Check that a folder contains a model that can be loaded after it is published.
 
@@ -75,6 +96,7 @@ def check_publishable(folder: str | Path):
         PublishError: The Hub cannot be reached.
     """
     folder = Path(folder)
+    recover(folder)
     if (folder / PEFT_CONFIG_FILE).exists():
         base = read_json(folder / PEFT_CONFIG_FILE).get("base_model_name_or_path")
         with _publish_errors(f"Cannot check whether {base} is on the Hub", "Then start again."):
@@ -129,6 +151,24 @@ def publish(
         published = HfApi().list_repo_files(name, revision=revision, repo_type=kind)
         stale = [place for place in published if place.startswith(PICTURE_FOLDERS) and place not in contents]
         return _commit(contents, name, "Upload with co2s_hf", revision, kind, stale=stale)
+
+
+def publish_data_set(splits: "DatasetDict", name: str, classes: Path, private: bool, retry: str):
+    """Upload a data set and the file with its classes.
+
+    Args:
+        splits: The data set.
+        name: Repository; call [`claim_repository`] first.
+        classes: The file with the classes.
+        private: If the repository was removed in the meantime, create it as private again.
+        retry: Last sentence of the error message: how to try again.
+
+    Raises:
+        PublishError: The upload was refused or interrupted. The repository may have a part of the files.
+    """
+    with _publish_errors(f"{name} was not published completely", retry):
+        splits.push_to_hub(name, private=private or None)
+        HfApi().upload_file(path_or_fileobj=classes, path_in_repo=classes.name, repo_id=name, repo_type="dataset")
 
 
 def publish_evaluation(name: str, evaluation: Evaluation, picture: Path, revision: str | None = None) -> str:
@@ -205,7 +245,7 @@ def _publish_errors(problem: str, remedy: str) -> Iterator[None]:
             remedy = f"Give a name such as user/name. {remedy}"
         elif status is None and isinstance(cause, HTTPError):
             remedy = f"Check the network connection. {remedy}"
-        reason = without_secrets(str(cause)).strip().splitlines() or [type(cause).__name__]
+        reason = str(cause).strip().splitlines() or [type(cause).__name__]
         raise PublishError(f"{problem}: {reason[0]} {remedy}") from error
 
 
@@ -214,6 +254,8 @@ __all__ = [
     "add_handler",
     "check_publishable",
     "claim_repository",
+    "find_branch",
     "publish",
+    "publish_data_set",
     "publish_evaluation",
 ]

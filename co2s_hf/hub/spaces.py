@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from ..utils.files import write_text
+from ..utils.markdown import inline
 
 
 # Libraries that the demo imports. The Space gets the versions that are installed here.
@@ -51,8 +52,8 @@ def write_space(folder: Path, checkpoint: str):
     write_text(
         folder / "README.md",
         f"---\n{yaml.safe_dump(metadata, allow_unicode=True, sort_keys=False)}---\n\n"
-        f"A demo of {checkpoint}: drop an aerial or satellite image to see its land cover, the predictions of both\n"
-        "students, and their confidence. Made by `co2s push --space` of co2s_hf.\n",
+        f"A demo of {inline(checkpoint)}: drop an aerial or satellite image to see its land cover, the predictions\n"
+        "of both students, and their confidence. Made by `co2s push --space` of co2s_hf.\n",
     )
 
 

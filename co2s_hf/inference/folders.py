@@ -3,13 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from ..data.reading import ImageRule, find_images
+from ..data.reading import ImageRule, StoredFile, find_images
 from ..data.samples import Samples
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import Co2SForSemanticSegmentation
@@ -66,7 +66,7 @@ def samples_of_files(names: Sequence[str], output_dir: Path, image_rule: ImageRu
             )
         if not given.exists():
             raise UserFileNotFoundError(f"'{given}' does not exist; `images` takes files and folders.")
-        found = find_images(given) if given.is_dir() else [given]
+        found = find_images(given, leave_out_labels=True) if given.is_dir() else [given]
         if not found:
             raise UserValueError(f"'{given}' contains no images.")
         paths += map(str, found)
@@ -83,31 +83,54 @@ def picture_names(samples: Samples, data_dir: str | None) -> list[str]:
     It is the path below `images/`, or else the position in the set and the file name.
 
     Raises:
-        UserValueError: Two images would have the same picture.
+        UserValueError: Two images would have the same picture, or a picture would lie outside the output folder.
     """
     pictures = []
-    for place, path in enumerate(map(Path, samples.paths)):
-        root = None if data_dir is None else Path(data_dir) / "images"
-        if root is not None and path.is_relative_to(root):
-            pictures.append(str(path.relative_to(root).with_suffix(".png")))
+    root = None if data_dir is None else Path(data_dir) / "images"
+    for place, path in enumerate(samples.paths):
+        if root is not None and Path(path).is_relative_to(root):
+            pictures.append(str(Path(path).relative_to(root).with_suffix(".png")))
         else:
-            pictures.append(f"{place:06d}_{path.stem}.png")
+            pictures.append(f"{place:06d}_{Path(StoredFile(path).name).stem}.png")
     check_names(pictures, samples)
     return pictures
 
 
 def check_names(pictures: Sequence[str], samples: Samples):
-    """Check that no two images have the same picture.
+    """Check that no two images have the same picture, and that all pictures lie in the output folder.
 
     Raises:
-        UserValueError: Two images have the same picture. The message names both.
+        UserValueError: Two images have the same picture, and the message names both. Or a picture lies elsewhere.
     """
     sources: dict[str, str] = {}
     for picture, image in zip(pictures, samples.names):
+        picture_path(Path(), picture)
         if sources.setdefault(picture, image) != image:
             raise UserValueError(
                 f"'{image}' and '{sources[picture]}' would both become {picture}. Predict them into different folders."
             )
+
+
+def picture_path(folder: Path, picture: str) -> Path:
+    """Return the path of a picture in a folder.
+
+    The names of pictures come from the data. So this is the last check that no file outside the folder is overwritten.
+    Symbolic links in the output folder are followed, because names cannot make any.
+
+    Args:
+        folder: Folder of the pictures.
+        picture: Path of the picture relative to the folder.
+
+    Raises:
+        UserValueError: The picture would lie outside the folder.
+    """
+    name = PurePath(picture)
+    if name.anchor or ".." in name.parts or not name.parts:
+        raise UserValueError(
+            f"The picture '{picture}' would lie outside the output folder; expected a path below it, such as 'a.png'. "
+            "Rename the image."
+        )
+    return folder / name
 
 
 def start_folder(output_dir: Path, options: PictureOptions, sources: dict[str, str]):
@@ -119,12 +142,13 @@ def start_folder(output_dir: Path, options: PictureOptions, sources: dict[str, s
         sources: Picture -> name of its image.
 
     Raises:
-        UserValueError: The folder has predictions with other options, or of other images.
+        UserValueError: The folder has predictions with other options, or of other images, or its predictions.json is
+            damaged.
         UserFileExistsError: The folder is not empty and contains no predictions.
     """
     path, facts = output_dir / FACTS_FILE, asdict(options)
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = _read_facts(path, [*facts, "sources"])
         differing = [f"`{name}` was {before[name]}" for name in facts if before[name] != facts[name]]
         differing += [
             f"{picture} was {before['sources'][picture]}"
@@ -140,6 +164,31 @@ def start_folder(output_dir: Path, options: PictureOptions, sources: dict[str, s
         check_new_folder(output_dir, "Choose another `output_dir`: its content is not overwritten.")
         output_dir.mkdir(parents=True, exist_ok=True)
     write_json(path, facts | {"sources": sources})
+
+
+def _read_facts(path: Path, needed: Sequence[str]) -> dict:
+    """Read predictions.json.
+
+    Args:
+        path: The file.
+        needed: Keys that it must have.
+
+    Raises:
+        UserValueError: The file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        problem = f"cannot be read as JSON: {error}"
+    else:
+        missing = [name for name in needed if name not in content] if isinstance(content, dict) else needed
+        if not missing and isinstance(content["sources"], dict):
+            return content
+        problem = f"has no valid {', '.join(f'`{name}`' for name in missing or ['sources'])}"
+    raise UserValueError(
+        f"{path} {problem}. So it is not known how the pictures in this folder were made. Choose another "
+        "`output_dir`, or remove this folder."
+    )
 
 
 def predict_into_folder(
@@ -175,7 +224,7 @@ def predict_into_folder(
     jobs = jobs[accelerator.process_index :: accelerator.num_processes]
     problems = []
     for place, picture in tqdm(jobs, desc="predicting", disable=not accelerator.is_main_process):
-        targets = {kind: output_dir / kind / picture for kind in kinds}
+        targets = {kind: picture_path(output_dir / kind, picture) for kind in kinds}
         if all(target.exists() for target in targets.values()):
             continue
         try:
@@ -198,6 +247,7 @@ __all__ = [
     "PictureOptions",
     "check_names",
     "picture_names",
+    "picture_path",
     "predict_into_folder",
     "samples_of_files",
     "start_folder",

@@ -11,6 +11,7 @@ from ..model.configuration_co2s import Co2SConfig
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation, calibrate_and_fuse
 from ..utils.errors import UserValueError, loading
+from ..utils.files import recover
 from .windows import sliding_window_logits
 
 
@@ -30,6 +31,7 @@ def load_model(
     Raises:
         UserOSError: There is no such model, or its files cannot be read or downloaded.
     """
+    recover(checkpoint)
     what = f"`checkpoint` is '{checkpoint}', which"
     with loading(what, expected="the folder of a trained model or its name on the Hub"):
         model = Co2SForSemanticSegmentation.from_pretrained(checkpoint, revision=revision, **model_kwargs)

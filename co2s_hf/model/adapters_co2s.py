@@ -16,11 +16,14 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch import nn
 from transformers.modeling_utils import LoadStateDictInfo
 from transformers.utils import cached_file
 from transformers.utils.hub import resolve_revision
+
+from .loading_co2s import check_finite, check_names
 
 
 ADAPTER_FILE = "co2s_adapter.json"  # beside peft's adapter_config.json, which cannot store these fields
@@ -49,11 +52,14 @@ class Co2SAdapterMixin:
 
     # Save and load
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, *, save_original_format: bool = False, **kwargs):
         """Save weights, configuration and code. If there are adapters, save only the active adapter and its classes.
 
         Args:
             save_directory: Folder to save to. It is created if necessary.
+            save_original_format: Rename the weights of DINOv3's layers as transformers does by default. The default
+                here is False: the file has the names of `state_dict()`. The `Trainer` of transformers and Accelerate
+                load files with other names only in part.
             kwargs: Passed to transformers' `save_pretrained`.
         """
         if self._has_adapters() and kwargs.get("is_main_process", True):
@@ -63,7 +69,7 @@ class Co2SAdapterMixin:
             content = {"config": fields, "base": self._base_sizes()}
             text = json.dumps(content, indent=1) + "\n"
             (Path(save_directory) / ADAPTER_FILE).write_text(text, encoding="utf-8")
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
 
     def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
         # transformers uploads all files that are not in this dictionary, because it takes them for new files. Leave
@@ -128,8 +134,9 @@ class Co2SAdapterMixin:
         downloads = {key: value for key, value in downloads.items() if key in DOWNLOAD_KEYWORDS}
         peft_config, weights, content = _download_adapter(peft_model_id, downloads, str(self.device))
         if content is not None:
-            fields = FIELDS_ADDED_LATER | content["config"]
+            fields = content["config"]
             self._check_base(content["base"], peft_model_id)
+            self._check_fields(fields, peft_model_id)
         else:  # the adapter was saved by peft alone, so it has the classes of the base
             fields = copy.deepcopy(self._current_base_fields())
             _check_num_classes(weights, len(fields["id2label"]), peft_model_id)
@@ -152,9 +159,9 @@ class Co2SAdapterMixin:
                     peft.inject_adapter_in_model(peft_config, self, name)
                 self._hf_peft_config_loaded = True
                 loaded = peft.set_peft_model_state_dict(self, weights, adapter_name=name)
-                if loaded.unexpected_keys:
-                    raise ValueError(f"The model has no place for {', '.join(loaded.unexpected_keys[:5])} ...")
-        except (RuntimeError, KeyError, ValueError) as error:
+                expected = peft.get_peft_model_state_dict(self, adapter_name=name, save_embedding_layers=False)
+                check_names(expected.keys() - weights.keys(), loaded.unexpected_keys, "the adapter")
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
             base = self.name_or_path or "this model"
             reason = " ".join(str(error).split("\n\t")[:2])  # torch lists every mismatch; show only the first
             raise ValueError(f"The adapter {peft_model_id} does not fit {base}: {reason}") from error
@@ -311,6 +318,16 @@ class Co2SAdapterMixin:
                 + ". Load it onto the base that is named in its adapter_config.json."
             )
 
+    def _check_fields(self, fields: dict, adapter: str):
+        """Refuse fields of an adapter with which the configuration of this model would not be valid."""
+        config = copy.deepcopy(self.config)
+        try:
+            for name in ADAPTER_FIELDS:
+                setattr(config, name, fields[name])
+            config.validate()
+        except StrictDataclassError as error:
+            raise ValueError(f"{ADAPTER_FILE} of the adapter {adapter} does not fit this model. {error}") from error
+
     @contextmanager
     def _resized_guidance(self, num_labels: int) -> Iterator[None]:
         """Resize the queries and the class text of the base to another number of classes, within the context."""
@@ -349,6 +366,10 @@ def _download_adapter(peft_model_id: str, downloads: dict, device: str) -> tuple
     Returns:
         The configuration of peft; the weights, by parameter names without the prefix of `PeftModel`; the content of
         `co2s_adapter.json`, or None if there is no such file.
+
+    Raises:
+        OSError: There is no such adapter.
+        ValueError: A file is damaged, a weight is not finite, or the adapter would load further adapters.
     """
     peft = _import_peft()
     # Resolve the revision here, so that all files are of one commit. The commit that `from_pretrained` resolved
@@ -356,12 +377,45 @@ def _download_adapter(peft_model_id: str, downloads: dict, device: str) -> tuple
     access = {key: value for key, value in downloads.items() if key in ("token", "local_files_only", "cache_dir")}
     downloads = downloads | {"revision": resolve_revision(peft_model_id, downloads.get("revision"), **access)}
     config_path = cached_file(peft_model_id, PEFT_CONFIG_FILE, **downloads)
-    peft_config = peft.PeftConfig.from_pretrained(Path(config_path).parent)
+    try:
+        peft_config = peft.PeftConfig.from_pretrained(Path(config_path).parent)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{PEFT_CONFIG_FILE} of the adapter {peft_model_id} cannot be read ({type(error).__name__}: {error}). "
+            "Download or save the adapter again, or update peft."
+        ) from error
+    if peft_config.peft_type == peft.PeftType.XLORA:
+        raise ValueError(
+            f"The adapter {peft_model_id} has the type X-LoRA. It would load further adapters, from places that its "
+            "configuration names. Load a LoRA adapter instead."
+        )
     weights = load_file(cached_file(peft_model_id, PEFT_WEIGHTS_FILE, **downloads), device=device)
     weights = {key.removeprefix("base_model.model."): value for key, value in weights.items()}  # PeftModel's prefix
+    check_finite(weights.items(), f"the adapter {peft_model_id}")
     path = cached_file(peft_model_id, ADAPTER_FILE, _raise_exceptions_for_missing_entries=False, **downloads)
-    content = None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-    return peft_config, weights, content
+    return peft_config, weights, None if path is None else _read_adapter_file(Path(path), peft_model_id)
+
+
+def _read_adapter_file(path: Path, adapter: str) -> dict[str, dict]:
+    """Read `co2s_adapter.json`.
+
+    Returns:
+        "config" -> the [`ADAPTER_FIELDS`], not yet checked; "base" -> the sizes of the base.
+
+    Raises:
+        ValueError: The file has another structure.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        fields = FIELDS_ADDED_LATER | content["config"]
+        fields = {name: fields[name] for name in ADAPTER_FIELDS}
+        fields["id2label"] = {int(index): label for index, label in fields["id2label"].items()}
+        return {"config": fields, "base": dict(content["base"])}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{ADAPTER_FILE} of the adapter {adapter} is damaged ({type(error).__name__}: {error}). Download or save "
+            "the adapter again."
+        ) from error
 
 
 def _check_num_classes(weights: dict[str, torch.Tensor], num_labels: int, adapter: str):

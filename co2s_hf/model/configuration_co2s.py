@@ -22,6 +22,9 @@ FUSIONS = ("confidence", "average", "clip", "dinov3")
 SAT493M_MEAN = [0.430, 0.411, 0.296]
 SAT493M_STD = [0.213, 0.156, 0.143]
 
+# A limit for the files of strangers: building many layers takes all memory, before their weights are looked for.
+MOST_LAYERS = 1000
+
 # Decoder sizes for backbones of a hidden size up to `SMALL_WIDTH`. The paper's decoders would need most of the time.
 SMALL_WIDTH = 256
 SMALL_DECODER = {
@@ -114,7 +117,8 @@ class Co2SConfig(PreTrainedConfig):
         text_encoder (`str`, *optional*):
             Hub name or local folder of the CLIP model that encodes class concepts.
         semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
-            Label of the pixels that losses and metrics leave out. Must not be a class.
+            Label of the pixels that the model's own loss leaves out, `model(pixel_values, labels=labels)`. Must not be
+            a class. The data, training and evaluation of this package always use 255 for pixels without a class.
         fusion (`str`, *optional*, defaults to `"confidence"`):
             How to fuse the students' predictions: `"confidence"` (per pixel, the student with the higher maximum
             probability, as in the paper), `"average"` (mean of the probabilities), `"clip"` or `"dinov3"` (that
@@ -244,6 +248,9 @@ class Co2SConfig(PreTrainedConfig):
         Returns:
             The configuration. With `return_unused_kwargs=True`, also a dictionary of unused keywords.
         """
+        # The caller chooses the code that computes attention, not a file: its name may be that of a kernel on the Hub.
+        # Saved configurations do not contain this field.
+        config_dict = {key: value for key, value in config_dict.items() if key != "attn_implementation"}
         # The base class handles sub-configurations and `dtype`. Set the other fields here.
         left_to_base = {"dtype", *cls.sub_configs_defaults}
         overrides = {
@@ -281,7 +288,7 @@ class Co2SConfig(PreTrainedConfig):
         if 0 <= self.semantic_loss_ignore_index < self.num_labels:
             raise ValueError(
                 f"`semantic_loss_ignore_index` is {self.semantic_loss_ignore_index}, which is also the class "
-                f"'{self.id2label[self.semantic_loss_ignore_index]}'. Use 255 or a negative number."
+                f"'{self.id2label[self.semantic_loss_ignore_index]}'. Use a number that is not a class, such as -100."
             )
         self._check_palette()
         self._check_class_concepts()
@@ -317,6 +324,10 @@ class Co2SConfig(PreTrainedConfig):
             for field in ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"):
                 if getattr(backbone, field) < 1:
                     raise ValueError(f"`{name}.{field}` is {getattr(backbone, field)}; it must be at least 1.")
+            if backbone.num_hidden_layers > MOST_LAYERS:
+                raise ValueError(
+                    f"`{name}.num_hidden_layers` is {backbone.num_hidden_layers}; it must be at most {MOST_LAYERS}."
+                )
             if not isinstance(backbone.patch_size, int) or backbone.patch_size < 1:
                 raise ValueError(
                     f"`{name}.patch_size` is {backbone.patch_size}; patches are square: give one integer >= 1."
@@ -374,6 +385,8 @@ class Co2SConfig(PreTrainedConfig):
         for name in (*positive, "pool_size", "group_norm_channels"):
             if (value := getattr(self, f"decoder_{name}")) < 1:
                 raise ValueError(f"`decoder_{name}` is {value}; it must be at least 1.")
+        if self.decoder_num_layers > MOST_LAYERS:
+            raise ValueError(f"`decoder_num_layers` is {self.decoder_num_layers}; it must be at most {MOST_LAYERS}.")
         if not self.decoder_layer_norm_eps > 0:
             raise ValueError(f"`decoder_layer_norm_eps` is {self.decoder_layer_norm_eps}; it must be above 0.")
         if self.decoder_kernel_size % 2 == 0:
@@ -429,9 +442,24 @@ class Co2SConfig(PreTrainedConfig):
                         f"`{name}_{statistic}` is {list(values)}; images have {num_channels} channels. Give one "
                         "number per channel."
                     )
-            std = list(getattr(self, f"{name}_std"))
-            if not all(value > 0 for value in std):  # false for NaN, too
-                raise ValueError(f"`{name}_std` is {std}; every value must be above 0.")
+            mean, std = list(getattr(self, f"{name}_mean")), list(getattr(self, f"{name}_std"))
+            if not all(math.isfinite(value) for value in mean):
+                raise ValueError(f"`{name}_mean` is {mean}; every value must be a finite number.")
+            if not all(0 < value < math.inf for value in std):  # false for NaN, too
+                raise ValueError(f"`{name}_std` is {std}; every value must be a finite number above 0.")
+
+    def validate_inputs(self):
+        """Check the bands and the scale of the training files, with which images are read for prediction."""
+        if self.image_bands is not None and not (self.image_bands and min(self.image_bands) >= 1):
+            raise ValueError(f"`image_bands` is {list(self.image_bands)}; bands are counted from 1, or None.")
+        if self.image_scale is None:
+            return
+        is_pair = [len(pair) == 2 and -math.inf < pair[0] < pair[1] < math.inf for pair in self.image_scale]
+        if not is_pair or not all(is_pair):  # also refuses NaN
+            raise ValueError(
+                f"`image_scale` is {self.image_scale}; expected pairs of two finite numbers, the lower one first, or "
+                "None."
+            )
 
 
 __all__ = ["FUSIONS", "SAT493M_MEAN", "SAT493M_STD", "SMALL_DECODER", "SMALL_WIDTH", "Co2SConfig"]

@@ -2,7 +2,8 @@
 
 `co2s_hf.hub.publishing.add_handler` copies this file beside the weights. The file needs only transformers, PyTorch and
 Pillow (and peft, if the model is an adapter). A request is the bytes of an image file, or JSON:
-`{"inputs": "<the file in base64>", "parameters": {"threshold": 0.5}}`.
+`{"inputs": "<the file in base64>", "parameters": {"threshold": 0.5}}`. The parameters are those that the Hub documents
+for image segmentation: `subtask`, `threshold`, `mask_threshold` and `overlap_mask_area_threshold`.
 """
 
 import base64
@@ -13,13 +14,13 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import pipeline
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")
 # Exceptions that Pillow raises for damaged files.
 DAMAGED_FILE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, EOFError)
 MAX_BYTES = 20_000_000  # of an image file
+THRESHOLDS = ("threshold", "mask_threshold", "overlap_mask_area_threshold")
 MAX_PIXELS = 2048 * 2048  # small machines do not have the memory for attention over more pixels
 
 
@@ -32,14 +33,10 @@ class EndpointHandler:
 
     def __init__(self, path: str = ""):
         device = 0 if torch.cuda.is_available() else -1
-        # Take the pipeline class from the code in this folder, because only this class returns scores. Otherwise
-        # `pipeline` uses the class of transformers if the package co2s_hf is imported.
-        pipeline_class = get_class_from_dynamic_module("image_processing_co2s.Co2SImageSegmentationPipeline", path)
         self.segment = pipeline(
             "image-segmentation",
             model=path,
             image_processor=path,  # for an adapter, `pipeline` would load the processor of the base
-            pipeline_class=pipeline_class,
             device=device,
             trust_remote_code=True,
         )
@@ -49,7 +46,9 @@ class EndpointHandler:
 
         Args:
             data: `inputs` is a PIL image, the bytes of an image file, or the bytes in base64 (also as a data URL).
-                `parameters` is optional. It may contain `threshold`, 0 to 1: classes with a lower score are left out.
+                `parameters` is optional. It may contain `threshold`, 0 to 1: classes with a lower score are left out;
+                and `subtask`, which must be "semantic". `mask_threshold` and `overlap_mask_area_threshold`, 0 to 1,
+                are accepted but have no effect, because each pixel has exactly one class. null means the default.
 
         Returns:
             A dictionary for each class in the image, in the format of the Hub's widget: `label`; `score`, the mean
@@ -63,15 +62,31 @@ class EndpointHandler:
             raise ValueError(
                 '`inputs` is missing. Send the bytes of an image file, or JSON: {"inputs": "<the file in base64>"}.'
             )
-        parameters = data.get("parameters") or {}
-        threshold = parameters.get("threshold", 0.0) if isinstance(parameters, dict) else None
-        if not isinstance(threshold, int | float) or not 0 <= threshold <= 1 or set(parameters) - {"threshold"}:
-            raise ValueError(
-                f"`parameters` is {parameters}; the only parameter is `threshold`, a number from 0 to 1: "
-                '{"threshold": 0.5}.'
-            )
-        segments = self.segment(read_image(data["inputs"]), threshold=threshold)
+        parameters = check_parameters(data.get("parameters"))
+        segments = self.segment(read_image(data["inputs"]), **parameters)
         return [segment | {"mask": _encode_png(segment["mask"])} for segment in segments]
+
+
+def check_parameters(parameters: dict[str, Any] | None) -> dict[str, Any]:
+    """Check the parameters of a request, and return those that are not null.
+
+    Raises:
+        ValueError: A parameter is unknown or out of range.
+    """
+    parameters = {} if parameters is None else parameters
+    names = ("subtask", *THRESHOLDS)
+    if not isinstance(parameters, dict) or set(parameters) - set(names):
+        raise ValueError(
+            f'`parameters` is {parameters}; expected an object with any of {", ".join(names)}: {{"threshold": 0.5}}.'
+        )
+    given = {name: value for name, value in parameters.items() if value is not None}
+    if given.get("subtask", "semantic") != "semantic":
+        raise ValueError(f"`subtask` is {given['subtask']!r}; this model segments classes, not objects: 'semantic'.")
+    for name in THRESHOLDS:
+        value = given.get(name, 0.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError(f"`{name}` is {value!r}; expected a number from 0 to 1.")
+    return given
 
 
 def read_image(inputs: Image.Image | bytes | str) -> Image.Image:

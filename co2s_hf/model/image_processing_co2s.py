@@ -3,6 +3,8 @@
 The processor needs Pillow and NumPy, but not torchvision.
 """
 
+import math
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,10 +61,18 @@ class Co2SImageProcessor(PilBackend):
             `{"height": ..., "width": ...}` or `{"shortest_edge": ...}`, in pixels.
         do_rescale (`bool`, *optional*, defaults to `True`):
             Whether to multiply by `rescale_factor` (1/255).
+        rescale_factor (`float`, *optional*, defaults to `1/255`):
+            Factor of `do_rescale`. It must be finite and above 0.
         do_normalize (`bool`, *optional*, defaults to `True`):
             Whether to subtract `image_mean` and divide by `image_std`.
+        image_mean, image_std (`float` or `list[float]`, *optional*, default to ImageNet's statistics):
+            One number per band, or one number for all bands. All must be finite, and those of `image_std` above 0. A
+            list also sets the number of bands that images must have.
         do_reduce_labels (`bool`, *optional*, defaults to `False`):
             Whether to subtract 1 from all labels, see [`Co2SImageProcessorKwargs`].
+
+    Raises:
+        ValueError: `image_mean`, `image_std` or `rescale_factor` has a value that is not allowed.
     """
 
     valid_kwargs = Co2SImageProcessorKwargs
@@ -115,9 +125,15 @@ class Co2SImageProcessor(PilBackend):
 
         Raises:
             ValueError: An image is empty, contains NaN or infinity, or is not 8-bit RGB or grey; a map does not fit
-                its image; or a setting is not supported.
+                its image; or a setting is not supported or has a value that is not allowed.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def _standardize_kwargs(self, **kwargs) -> dict:
+        """Check the statistics. The base class calls this for the processor's own settings and for those of a call."""
+        settings = super()._standardize_kwargs(**kwargs)
+        _check_statistics(settings["image_mean"], settings["image_std"], settings.get("rescale_factor"))
+        return settings
 
     def _preprocess_image_like_inputs(
         self,
@@ -134,7 +150,7 @@ class Co2SImageProcessor(PilBackend):
                 raise ValueError(
                     f"`{name}={kwargs[name]}` is not supported. Leave it out: the model accepts images of any size."
                 )
-        num_channels = len(self.image_mean) if isinstance(self.image_mean, list | tuple) else 3
+        num_channels = _count_bands(kwargs["image_mean"], kwargs["image_std"], self.image_mean, self.image_std)
         convert = bool(kwargs.get("do_convert_rgb"))
         arrays = [
             _image_to_array(image, num_channels, input_data_format, convert, index)
@@ -231,6 +247,37 @@ class Co2SImageProcessor(PilBackend):
                 )
             )
         return results if return_segmentation_scores else [result.segmentation for result in results]
+
+
+def _check_statistics(mean: float | list[float] | None, std: float | list[float] | None, rescale_factor: float | None):
+    """Refuse statistics that would turn every image into the same values, or into NaN or infinity."""
+    for name, values, lowest in (("image_mean", mean, -math.inf), ("image_std", std, 0.0)):
+        listed = list(values) if isinstance(values, list | tuple | np.ndarray) else [values]
+        if values is None or (listed and all(_is_number(value) and lowest < value < math.inf for value in listed)):
+            continue
+        bound = " above 0" if lowest == 0 else ""
+        raise ValueError(
+            f"`{name}` is {values}; expected finite numbers{bound}, one per band. Correct the call, or `{name}` in "
+            "preprocessor_config.json."
+        )
+    counts = {len(values) for values in (mean, std) if isinstance(values, list | tuple | np.ndarray)}
+    if len(counts) > 1:
+        raise ValueError(
+            f"`image_mean` has {len(mean)} values and `image_std` has {len(std)}; give both one value per band."
+        )
+    if rescale_factor is not None and not (_is_number(rescale_factor) and 0 < rescale_factor < math.inf):
+        raise ValueError(
+            f"`rescale_factor` is {rescale_factor}; expected a finite number above 0, such as 1/255 for 8-bit images."
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _count_bands(*statistics: float | list[float] | None) -> int:
+    """Return the length of the first statistic that has one value per band, or 3 if there is none."""
+    return next((len(values) for values in statistics if isinstance(values, list | tuple | np.ndarray)), 3)
 
 
 def _image_to_array(
@@ -351,16 +398,26 @@ def _prepare_map(labels: np.ndarray, size: tuple[int, int], do_reduce_labels: bo
 class Co2SImageSegmentationPipeline(ImageSegmentationPipeline):
     """transformers' `pipeline("image-segmentation")` with a score for every class.
 
-    The class of transformers returns no scores for semantic segmentation. The configuration of saved models names this
-    class, so `pipeline(..., trust_remote_code=True)` uses it. If this package is imported, pass the class as
-    `pipeline_class`.
+    The class of transformers returns no scores for semantic segmentation. If the package co2s_hf is imported,
+    `pipeline` uses this class for Co2S models. Without the package, `pipeline(..., trust_remote_code=True)` uses it,
+    because the configuration of saved models names it.
     """
+
+    # Otherwise `pipeline` looks for a tokenizer and a video processor in the model. For the latter, it would ask
+    # whether to run the code of the model.
+    _load_tokenizer = False
+    _load_video_processor = False
 
     def check_model_type(self, supported_models: list[str] | dict):
         """Do nothing: the inherited check would refuse models with their own code."""
 
     def postprocess(
-        self, model_outputs: "Co2SSemanticSegmenterOutput", subtask: str | None = None, threshold: float = 0.0
+        self,
+        model_outputs: "Co2SSemanticSegmenterOutput",
+        subtask: str | None = None,
+        threshold: float = 0.0,
+        mask_threshold: float | None = None,
+        overlap_mask_area_threshold: float | None = None,
     ) -> list[dict[str, Any]]:
         """Turn outputs into the format of the Hub's widget.
 
@@ -368,6 +425,9 @@ class Co2SImageSegmentationPipeline(ImageSegmentationPipeline):
             model_outputs: Output of the model for one image, with its `target_size`.
             subtask: "semantic" or None; both have the same meaning.
             threshold: Lowest score of the classes to return, 0 to 1.
+            mask_threshold, overlap_mask_area_threshold: Without effect, as for every semantic model in transformers.
+                They are accepted because the Hub's API documents them. They apply to the overlapping masks of objects;
+                here each pixel has exactly one class.
 
         Returns:
             A dictionary for each class in the image, in label order: `label`; `mask`, an image of the input's size

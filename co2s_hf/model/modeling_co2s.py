@@ -29,6 +29,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .adapters_co2s import Co2SAdapterMixin
 from .configuration_co2s import FUSIONS, SAT493M_MEAN, SAT493M_STD, SMALL_DECODER, SMALL_WIDTH, Co2SConfig
+from .loading_co2s import Co2SStrictLoadingMixin
 from .text_guidance_co2s import encode_class_concepts, load_pretrained
 
 
@@ -51,9 +52,9 @@ class Co2SSemanticSegmenterOutput(ModelOutput):
             Logits of the CLIP student, not divided by its temperature. `None` when the fusion does not compute it.
         dinov3_logits (`torch.FloatTensor` of shape `(batch_size, num_labels, height, width)`, *optional*):
             Logits of the DINOv3 student, not divided by its temperature. `None` when the fusion does not compute it.
-        clip_hidden_states, dinov3_hidden_states (`tuple(torch.FloatTensor)`, *optional*):
+        clip_hidden_states, dinov3_hidden_states (`tuple(torch.FloatTensor | None)`, *optional*):
             With `output_hidden_states=True`: the embeddings of the backbone, then the output of every layer, each of
-            shape `(batch_size, tokens, hidden_size)`.
+            shape `(batch_size, tokens, hidden_size)`. With a list of indices, the others are `None`.
         clip_attentions, dinov3_attentions (`tuple(torch.FloatTensor)`, *optional*):
             With `output_attentions=True`: the attention weights of every layer, each of shape
             `(batch_size, num_heads, tokens, tokens)`.
@@ -63,8 +64,8 @@ class Co2SSemanticSegmenterOutput(ModelOutput):
     logits: torch.FloatTensor | None = None
     clip_logits: torch.FloatTensor | None = None
     dinov3_logits: torch.FloatTensor | None = None
-    clip_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    dinov3_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    clip_hidden_states: tuple[torch.FloatTensor | None, ...] | None = None
+    dinov3_hidden_states: tuple[torch.FloatTensor | None, ...] | None = None
     clip_attentions: tuple[torch.FloatTensor, ...] | None = None
     dinov3_attentions: tuple[torch.FloatTensor, ...] | None = None
 
@@ -169,6 +170,7 @@ class Co2SDinov3Backbone(nn.Module):
         self.feature_layers = tuple(config.dinov3_feature_layers)
         self.patch_size = config.dinov3_config.patch_size
         self.vision_model = DINOv3ViTModel._from_config(config.dinov3_config)
+        self.register_load_state_dict_pre_hook(_rename_layers_of_old_files)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -220,6 +222,17 @@ class Co2SDinov3Backbone(nn.Module):
     def record(self, pixel_values: torch.Tensor, **kwargs) -> ModelOutput:
         """Run the whole backbone with the forward of transformers, which can record hidden states and attentions."""
         return self.vision_model(pixel_values, **kwargs)
+
+
+def _rename_layers_of_old_files(module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *_):
+    """Let `load_state_dict` accept the names of DINOv3's layers in files of earlier versions of this class.
+
+    `from_pretrained` needs no help. But a `Trainer` that resumes calls `load_state_dict(..., strict=False)`, which
+    leaves out names that it does not know.
+    """
+    old = f"{prefix}vision_model.layer."
+    for name in [name for name in state_dict if name.startswith(old)]:
+        state_dict[f"{prefix}vision_model.model.layer.{name.removeprefix(old)}"] = state_dict.pop(name)
 
 
 # Class guidance: one vector per class, which the decoder compares with the top feature map
@@ -478,17 +491,34 @@ class Co2SStudent(nn.Module):
         pixel_values: torch.Tensor,
         perturbed_samples: torch.Tensor | slice | None = None,
         perturb: Callable[[torch.Tensor], torch.Tensor] = F.dropout2d,
-        output_hidden_states: bool = False,
+        returned_states: list[int] | None = None,
         output_attentions: bool = False,
     ) -> SemanticSegmenterOutput:
-        """Segment a batch; see [`Co2SForSemanticSegmentation.student_logits`] for the arguments."""
+        """Segment a batch; see [`Co2SForSemanticSegmentation.student_logits`] for the other arguments.
+
+        Args:
+            returned_states: Indices of the hidden states to return. None: return no hidden states.
+            output_attentions: Also return the attention weights of all layers.
+
+        Returns:
+            `logits` (batch + perturbed samples, classes, height, width), `hidden_states` and `attentions`.
+        """
         prepared = self._prepare(pixel_values)
         hidden_states = attentions = None
-        if output_hidden_states or output_attentions:
-            recorded = self.encoder.record(prepared, output_hidden_states=True, output_attentions=output_attentions)
+        if returned_states is not None or output_attentions:
+            recorded = self.encoder.record(
+                prepared,
+                output_hidden_states=[*self.encoder.state_indices, *(returned_states or ())],
+                output_attentions=output_attentions,
+            )
             states = [recorded.hidden_states[index] for index in self.encoder.state_indices]
-            hidden_states = recorded.hidden_states if output_hidden_states else None
             attentions = recorded.attentions
+            if returned_states is not None:
+                count = len(recorded.hidden_states)
+                kept = {index % count for index in returned_states if -count <= index < count}
+                hidden_states = tuple(
+                    state if index in kept else None for index, state in enumerate(recorded.hidden_states)
+                )
         else:
             states = self.encoder.tapped_states(prepared)
 
@@ -604,7 +634,7 @@ def semantic_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_in
 # Model: two students and their fusion
 
 
-class Co2SPreTrainedModel(PreTrainedModel):
+class Co2SPreTrainedModel(Co2SStrictLoadingMixin, PreTrainedModel):
     """Base class with weight initialisation and loading."""
 
     config: Co2SConfig
@@ -628,6 +658,19 @@ class Co2SPreTrainedModel(PreTrainedModel):
         do not change loaded weights.
         """
         return False
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs):
+        """Recompute the layers of the backbones in the backward pass, to save memory.
+
+        Args:
+            activation_checkpointing_kwargs: Arguments of `torch.utils.checkpoint.checkpoint`.
+            kwargs: Passed to transformers' `activation_checkpointing_enable`.
+        """
+        super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+        if (activation_checkpointing_kwargs or {}).get("use_reentrant"):
+            # Reentrant checkpointing computes no gradients in a layer if its input needs none. The embeddings below
+            # the first layer are frozen, see `freeze_backbones`.
+            self.enable_input_require_grads()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -679,7 +722,7 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
         pixel_values: torch.FloatTensor,
         labels: torch.LongTensor | None = None,
         fusion: str | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
     ) -> Co2SSemanticSegmenterOutput:
         """Segment a batch of images.
@@ -690,34 +733,38 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
             labels: (batch, height, width), class indices. The loss leaves out pixels with the label
                 `config.semantic_loss_ignore_index`.
             fusion: Fusion rule of this call. None: `config.fusion`.
-            output_hidden_states: Also return the hidden states of the backbones. None: the value in the configuration.
-            output_attentions: Also return the attention weights of the backbones. Needs
-                `attn_implementation="eager"`.
+            output_hidden_states: Also return the hidden states of the backbones. An index or a list of indices returns
+                only these: 0 is the embeddings, n the output of the n-th layer, and -1 the last one. A backbone that
+                has fewer layers leaves out indices that are too large. None: the value in the configuration.
+            output_attentions: Also return the attention weights of the backbones, of all layers. Needs
+                `attn_implementation="eager"`. None: the value in the configuration.
 
         Returns:
             A [`Co2SSemanticSegmenterOutput`] with logits at the input's size.
 
         Raises:
-            ValueError: A shape, the name of the fusion rule or the attention implementation is wrong.
+            ValueError: A shape, the name of the fusion rule, the attention implementation or an index of a hidden
+                state is wrong.
         """
         fusion = self.config.fusion if fusion is None else fusion
         if fusion not in FUSIONS:
             raise ValueError(f"`fusion` is '{fusion}'; choose one of {', '.join(FUSIONS)}.")
         if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+            output_hidden_states = self.config.output_hidden_states or False
         if output_attentions is None:
-            output_attentions = self.config.output_attentions
+            output_attentions = self.config.output_attentions or False
         self._check_images(pixel_values)
         if labels is not None:
             self._check_labels(labels, pixel_values)
-        if output_attentions:
-            self._check_attentions_are_kept()
+        names = (fusion,) if fusion in STUDENTS else STUDENTS
+        returned_states = self._returned_states(output_hidden_states, names)
+        self._check_attentions_are_kept(output_attentions, names)
 
         students = {
             name: getattr(self, name)(
-                pixel_values, output_hidden_states=output_hidden_states, output_attentions=output_attentions
+                pixel_values, returned_states=returned_states, output_attentions=output_attentions
             )
-            for name in ((fusion,) if fusion in STUDENTS else STUDENTS)
+            for name in names
         }
         logits = calibrate_and_fuse({name: student.logits for name, student in students.items()}, self.config, fusion)
         loss = None
@@ -778,11 +825,31 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
                 f"{tuple(expected_shape)}, as `pixel_values` has the shape {tuple(pixel_values.shape)}."
             )
 
-    def _check_attentions_are_kept(self):
-        if self.config._attn_implementation != "eager":
+    def _returned_states(
+        self, output_hidden_states: bool | int | list[int], names: tuple[str, ...]
+    ) -> list[int] | None:
+        """Convert `output_hidden_states` to indices, for the students that are computed."""
+        count = 1 + max(getattr(self, name).encoder.vision_model.config.num_hidden_layers for name in names)
+        if isinstance(output_hidden_states, bool):
+            return list(range(count)) if output_hidden_states else None
+        indices = [output_hidden_states] if isinstance(output_hidden_states, int) else list(output_hidden_states)
+        if wrong := [index for index in indices if not isinstance(index, int) or not -count <= index < count]:
             raise ValueError(
-                f"`attn_implementation='{self.config._attn_implementation}'` does not keep attention weights. Load "
-                "the model with `attn_implementation='eager'`, or call `model.set_attn_implementation('eager')`."
+                f"`output_hidden_states` contains {wrong}; expected True, False, or indices from {-count} to "
+                f"{count - 1}: 0 is the embeddings, n the output of the n-th layer."
+            )
+        return indices
+
+    def _check_attentions_are_kept(self, output_attentions: bool, names: tuple[str, ...]):
+        if not isinstance(output_attentions, bool):
+            raise ValueError(
+                f"`output_attentions` is {output_attentions!r}; expected True or False. All layers are returned."
+            )
+        implementations = {getattr(self, name).encoder.vision_model.config._attn_implementation for name in names}
+        if output_attentions and (wrong := sorted(implementations - {"eager"})):
+            raise ValueError(
+                f"`attn_implementation='{wrong[0]}'` does not keep attention weights. Load the model with "
+                "`attn_implementation='eager'`, or call `model.set_attn_implementation('eager')`."
             )
 
     def freeze_backbones(self, train: str = "attention") -> "Co2SForSemanticSegmentation":

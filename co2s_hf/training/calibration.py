@@ -18,6 +18,7 @@ from accelerate.utils import broadcast
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from ..data.options import IGNORE
 from ..data.samples import PairedViews
 from ..data.sources import Source
 from ..data.views import normalize
@@ -189,7 +190,6 @@ def sample_logits(
         length=length,
         num_labeled_only=length if from_labeled else FIRST_VIEW,
         seed=options.seed,
-        ignore_index=config.semantic_loss_ignore_index,
         base_size=options.base_size,
     )
     loader = DataLoader(Subset(items, range(FIRST_VIEW, length)), batch_size=options.per_device_train_batch_size)
@@ -202,7 +202,7 @@ def sample_logits(
             found = model.student_logits(normalize(images, config.image_mean, config.image_std), students)
         if from_labeled:
             targets = _evenly_spaced(batch["labels"].to(accelerator.device).long(), PIXELS_PER_SIDE)
-            kept = targets != config.semantic_loss_ignore_index
+            kept = targets != IGNORE
             labels.append(targets[kept])
         else:
             kept = ~_evenly_spaced(batch["padding"].to(accelerator.device), PIXELS_PER_SIDE)
@@ -227,7 +227,6 @@ class RunningCalibration(nn.Module):
     Args:
         num_labels: Number of classes.
         students: Names of the trained students.
-        ignore_index: Label of pixels to leave out.
         accelerator: Accelerate's state of a distributed run. All processes then get the same values.
     """
 
@@ -235,11 +234,10 @@ class RunningCalibration(nn.Module):
         self,
         num_labels: int,
         students: Sequence[str] = STUDENTS,
-        ignore_index: int = 255,
         accelerator: Accelerator | None = None,
     ):
         super().__init__()
-        self.students, self.ignore_index, self.accelerator = tuple(students), ignore_index, accelerator
+        self.students, self.accelerator = tuple(students), accelerator
         self.register_buffer("log_temperatures", torch.zeros(len(self.students)))
         self.register_buffer("confusion", torch.zeros(len(self.students), num_labels, num_labels))
         self.register_buffer("coverage", torch.zeros(len(self.students)))
@@ -280,14 +278,14 @@ class RunningCalibration(nn.Module):
         Args:
             logits: Name of each student -> logits of the labelled views (batch, classes, height, width). They are not
                 divided by a temperature.
-            labels: (batch, height, width), class indices or the ignore index.
+            labels: (batch, height, width), class indices or 255.
             coverage: Name of each student -> share of the pixels of the weak views with a confident pseudo-label, a
                 scalar. None: a supervised step, which does not change the coverage.
         """
         slopes, counts = [], []
         for name, temperature in self.temperatures.items():
-            slopes.append(_likelihood_slope(logits[name].float(), labels, temperature, self.ignore_index))
-            counts.append(_confusion_counts(logits[name], labels, self.ignore_index))
+            slopes.append(_likelihood_slope(logits[name].float(), labels, temperature, IGNORE))
+            counts.append(_confusion_counts(logits[name], labels, IGNORE))
         slopes, counts = torch.stack(slopes), torch.stack(counts)  # (students, 2), (students, classes, classes)
         covered = torch.stack([coverage[name].float() for name in self.students]) if coverage else self.coverage
         slopes, counts, covered = self._mean_over_processes(slopes, counts, covered)

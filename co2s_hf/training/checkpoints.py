@@ -2,14 +2,19 @@
 
 import json
 import platform
+import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import load
+from safetensors import safe_open
 
 from .. import __version__
 from ..data.options import DataOptions
@@ -17,21 +22,34 @@ from ..data.sources import Source
 from ..data.splits import write_lists
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import Co2SForSemanticSegmentation
-from ..utils.errors import UserFileNotFoundError, UserValueError
-from ..utils.files import check_new_folder, write_json, written_beside
+from ..utils.errors import UserFileNotFoundError, UserOSError, UserValueError
+from ..utils.files import check_new_folder, clean, flush, flush_folder, remove_results, write_json, written_beside
+from ..utils.redaction import redacted
 from .evaluation import Evaluation
 from .options import TrainingOptions
 
 
 RECORD = "arguments.json"  # saved models contain the same facts in training.json
+UNFINISHED = ".unfinished-"  # a checkpoint that is being written
+STATES = "states.json"  # in a checkpoint: what Accelerate does not save
 CHECKPOINTS_KEPT = 2
-# Everything that a run writes into its folder; `overwrite_output_dir` removes it. TensorBoard writes co2s_hf/.
+# What a run writes into its folder beside the record; `overwrite_output_dir` removes it. TensorBoard writes co2s_hf/.
 WRITTEN = ("checkpoints", "model", "best_model", "adapter", "best_adapter", "merged", "splits", "co2s_hf")
-WRITTEN += (RECORD, "log.jsonl", "metrics.json", "metrics_before.json", "predictions.png", "curves.png")
+WRITTEN += ("log.jsonl", "metrics.json", "metrics_before.json", "predictions.png", "curves.png")
 # Options that do not change the trained weights. A resumed run may change them.
 MAY_CHANGE = {"resume_from_checkpoint", "overwrite_output_dir", "output_dir", "dataloader_num_workers"}
 MAY_CHANGE |= {"eval_steps", "eval_epochs", "report_to", "measure_pseudo_labels"}
 LIBRARIES = ("torch", "transformers", "accelerate", "kornia")
+
+
+class Stateful(Protocol):
+    """An object whose state is numbers, text and lists of these, which JSON keeps. For example, a schedule."""
+
+    def state_dict(self) -> dict:
+        """Return the state."""
+
+    def load_state_dict(self, state: dict):
+        """Restore the state."""
 
 
 def save_model(
@@ -55,31 +73,115 @@ def save_model(
             write_json(target / "metrics.json", evaluation.to_dict())
 
 
-def save_checkpoint(accelerator: Accelerator, root: Path, step: int, keep: int = CHECKPOINTS_KEPT):
-    """Save weights, optimizer, schedule and random states as `root/step-<step>`. Every process must call this.
+def save_checkpoint(
+    accelerator: Accelerator, root: Path, step: int, states: Mapping[str, Stateful], keep: int = CHECKPOINTS_KEPT
+):
+    """Save weights, optimizer, random states and other states as `root/step-<step>`. Every process must call this.
 
-    The folder appears when every process has written its part. Then older checkpoints are removed.
+    The folder appears when every process has written its part and everything is on the disk. Then older checkpoints
+    are removed. Later ones are removed, too: they are of a run that was continued from an earlier checkpoint.
 
     Args:
         accelerator: Accelerate's state of the run.
         root: Folder of all checkpoints of the run.
         step: Number of steps done.
+        states: Name -> what else to save, such as the schedule.
         keep: Number of checkpoints to keep, this one included.
     """
     folder = root / f"step-{step:07d}"
-    unfinished = root / f".unfinished-{step:07d}"
+    unfinished = root / f"{UNFINISHED}{step:07d}"
     if accelerator.is_main_process:
-        shutil.rmtree(unfinished, ignore_errors=True)  # from a run that was killed while it wrote
+        shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(unfinished)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
+        write_json(unfinished / STATES, {name: state.state_dict() for name, state in states.items()})
+        flush_folder(unfinished)
+        remove_results(root, [folder.name])
         unfinished.rename(folder)
-        for old in sorted(root.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
+        flush(root)
+        found = _checkpoints(root)
+        newest = found.index(folder) + 1
+        remove_results(root, [other.name for other in (*found[: max(newest - keep, 0)], *found[newest:])])
     accelerator.wait_for_everyone()
+
+
+def clean_run(output_dir: Path):
+    """Clean up what a killed run left in its folder and among its checkpoints."""
+    root = output_dir / "checkpoints"
+    clean(output_dir)
+    clean(root)
+    for unfinished in root.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(unfinished)
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path, states: Mapping[str, Stateful]):
+    """Restore what [`save_checkpoint`] saved. Every process must call this.
+
+    A checkpoint of a stranger cannot run code: PyTorch reads its files with `weights_only=True`. Objects that are
+    registered with Accelerate would be an exception. So they are passed to this function, and saved as JSON.
+
+    Args:
+        accelerator: Accelerate's state of the run, with the prepared model and optimizer.
+        folder: The checkpoint.
+        states: Name -> what else to restore.
+
+    Raises:
+        UserOSError: A file is missing or damaged, or is not of this run.
+    """
+    random_states = folder / f"random_states_{accelerator.process_index}.pkl"
+    try:
+        saved = json.loads((folder / STATES).read_text(encoding="utf-8"))
+        load(random_states)  # Accelerate ignores errors of this file
+        accelerator.load_state(folder)
+        for name, state in states.items():
+            state.load_state_dict(saved[name])
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # damaged files cause errors of many types
+        problem = _damage(folder, random_states) or f"it does not fit this run: {' '.join(str(error).split())}"
+        earlier = [other for other in _checkpoints(folder.parent) if checkpoint_step(other) < checkpoint_step(folder)]
+        remedy = (
+            f"Remove this folder. The run can then continue from {earlier[-1].name}."
+            if earlier
+            else "Start again with `overwrite_output_dir=True`."
+        )
+        raise UserOSError(f"The checkpoint '{folder}' cannot be loaded: {problem}. {remedy}") from error
+    accelerator.print(f"Resumed after step {checkpoint_step(folder)} from {folder}.")
+
+
+def _damage(folder: Path, random_states: Path) -> str | None:
+    """Say which file of a checkpoint is missing or cannot be read. None: none of them."""
+
+    def open_weights(path: Path):
+        with safe_open(path, "pt"):
+            pass
+
+    readers: dict[Path, Callable] = {
+        folder / "model.safetensors": open_weights,
+        folder / "optimizer.bin": load,
+        random_states: load,
+        folder / STATES: lambda path: json.loads(path.read_text(encoding="utf-8")),
+    }
+    for path, read in readers.items():
+        if not path.is_file():
+            return f"'{path.name}' is missing"
+        try:
+            read(path)
+        except Exception:
+            return f"'{path.name}' is damaged"
+    return None
+
+
+def _checkpoints(root: Path) -> list[Path]:
+    """Return all checkpoints of a run, the newest one last."""
+    return sorted(filter(_is_checkpoint, root.glob("step-*")), key=checkpoint_step)
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return folder.is_dir() and re.fullmatch(r"step-\d+", folder.name) is not None
 
 
 def find_checkpoint(root: Path, name: str | None) -> Path | None:
@@ -98,11 +200,14 @@ def find_checkpoint(root: Path, name: str | None) -> Path | None:
     if name is None:
         return None
     if name == "last":
-        if checkpoints := sorted(root.glob("step-*")):
+        if checkpoints := _checkpoints(root):
             return checkpoints[-1]
-        raise UserFileNotFoundError(f"There is no checkpoint in '{root}' to resume from. Start without resuming.")
+        raise UserFileNotFoundError(
+            f"There is no checkpoint in '{root}' to resume from. Start without resuming. If the folder of the run "
+            "exists, add `overwrite_output_dir=True`."
+        )
     folder = Path(name)
-    if not (folder.is_dir() and folder.name.startswith("step-")):
+    if not _is_checkpoint(folder):
         raise UserFileNotFoundError(
             f"'{folder}' is not a checkpoint; give 'last' or a folder such as {root / 'step-0000200'}."
         )
@@ -146,6 +251,7 @@ def make_record(
         "num_processes": accelerator.num_processes,
         "data": facts,
         "data_hash": data.hash,
+        "label_hash": data.label_hash,
         "device": str(accelerator.device),
         "mixed_precision": accelerator.mixed_precision,
         "versions": {
@@ -155,7 +261,8 @@ def make_record(
         },
         "git_revision": _git_revision(),
     }
-    return json.loads(json.dumps(record))  # tuples become lists, as in the saved record, with which it is compared
+    # Tuples become lists, as in the saved record, with which it is compared.
+    return redacted(json.loads(json.dumps(record)))
 
 
 def check_output_dir(options: TrainingOptions):
@@ -174,7 +281,7 @@ def check_output_dir(options: TrainingOptions):
 
 
 def check_same_run(checkpoint: Path, record: dict) -> dict:
-    """Refuse to resume a run with other options, other sets of images or another number of processes.
+    """Refuse to resume a run with other options, other sets, other label files or another number of processes.
 
     Args:
         checkpoint: Checkpoint of the earlier run, in its `checkpoints/`.
@@ -194,8 +301,9 @@ def check_same_run(checkpoint: Path, record: dict) -> dict:
             f"'{path}' does not exist, so '{checkpoint}' is not in the folder of its run. Move the checkpoint back "
             "into the checkpoints/ of that run."
         )
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    before, now = ({**r["arguments"], **{n: r[n] for n in ("num_processes", "data_hash")}} for r in (saved, record))
+    saved = read_record(path, ("arguments", "num_processes", "data_hash"))
+    facts = ["num_processes", "data_hash", *(["label_hash"] if "label_hash" in saved else [])]  # older runs have none
+    before, now = ({**r["arguments"], **{name: r[name] for name in facts}} for r in (saved, record))
     differing = [
         f"`{name}` was {before.get(name)}, now {now[name]}"
         for name in now
@@ -208,15 +316,35 @@ def check_same_run(checkpoint: Path, record: dict) -> dict:
     return saved
 
 
+def read_record(path: Path, needed: Sequence[str] = ()) -> dict:
+    """Read the record of an earlier run, without secrets.
+
+    Args:
+        path: The JSON file.
+        needed: Names that it must have.
+
+    Raises:
+        UserValueError: The record is damaged, or lacks a name.
+    """
+    remedy = "Restore it, or start again with `overwrite_output_dir=True`."
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserValueError(f"'{path}' is damaged: {error}. {remedy}") from error
+    if not isinstance(record, dict):
+        raise UserValueError(f"'{path}' is damaged: expected the record of a run. {remedy}")
+    if missing := [name for name in needed if name not in record]:
+        raise UserValueError(f"'{path}' is not complete: it lacks {', '.join(missing)}. {remedy}")
+    return redacted(record)  # earlier versions wrote the secrets, too
+
+
 def start_output(options: TrainingOptions, data: Source, record: dict):
-    """Create the output folder, remove the results of an earlier run, and write the record and the sets."""
+    """Create the output folder, remove the results of an earlier run, and write the record and the sets.
+
+    The record is replaced, not removed. So a run that is killed in the middle can be overwritten like any other one.
+    """
     output_dir = Path(options.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for path in (output_dir / name for name in WRITTEN):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    remove_results(output_dir, WRITTEN)
     write_json(output_dir / RECORD, record)
     drawn = {name: record["arguments"][name] for name in ("seed", "labeled_fraction", "validation_fraction")}
     write_lists(output_dir / "splits", data.lists, {"hash": data.hash} | drawn)
@@ -245,9 +373,12 @@ __all__ = [
     "check_output_dir",
     "check_same_run",
     "checkpoint_step",
+    "clean_run",
     "find_checkpoint",
     "is_in_run",
+    "load_checkpoint",
     "make_record",
+    "read_record",
     "save_checkpoint",
     "save_model",
     "start_output",

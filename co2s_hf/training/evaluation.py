@@ -18,7 +18,8 @@ from ..inference.images import predict_logits
 from ..model.configuration_co2s import Co2SConfig
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
-from ..utils.figures import Example, draw_confusion, draw_predictions, palette_or_default
+from ..utils.errors import UserValueError
+from ..utils.figures import Example, draw_confusion, draw_predictions, one_line, palette_or_default
 from ..utils.files import write_json
 from .confusion import METRICS, ConfusionMatrix
 
@@ -111,15 +112,15 @@ class Evaluation:
 
         A class that occurs nowhere gets '-'.
         """
-        labels = list(self.scores["fused"].iou)
+        labels = {label: one_line(label) for label in self.scores["fused"].iou}
         short = {name: text.partition(" (")[0] for name, text in METRICS.items()}
         short["mean_iou_paper"] = "mean (paper's convention)"
-        width = max(map(len, [*labels, *short.values()]))
+        width = max(map(len, [*labels.values(), *short.values()]))
         lines = [" " * width + "".join(f"{name:>9}" for name in self.scores)]
-        for label in labels:
+        for label, shown in labels.items():
             values = (scores.iou[label] for scores in self.scores.values())
             cells = (f"{'-':>9}" if value is None else f"{100 * value:9.1f}" for value in values)
-            lines.append(label.ljust(width) + "".join(cells))
+            lines.append(shown.ljust(width) + "".join(cells))
         for name, text in short.items():
             cells = (f"{100 * getattr(scores, name):9.1f}" for scores in self.scores.values())
             lines.append(text.ljust(width) + "".join(cells))
@@ -147,7 +148,11 @@ def evaluate(
         accelerator: Accelerate's state. The images are divided among its processes.
         flip: Average with the predictions for the mirrored images.
         facts: `step` or `checkpoint` of the [`Evaluation`].
+
+    Raises:
+        UserValueError: The data has other classes than the model, or the same ones in another order.
     """
+    check_classes(facts.get("checkpoint") or "The model", model.config.id2label, data.id2label)
     bar = tqdm(data.validation, desc="evaluating", leave=False, disable=not accelerator.is_main_process)
     matrices = confusion_matrices(model, image_processor, bar, crop_size, accelerator, flip)
     id2label = model.config.id2label
@@ -164,6 +169,16 @@ def evaluate(
         confusion=matrices["fused"],
         **facts,
     )
+
+
+def check_classes(model_name: str, predicted: dict[int, str], labelled: dict[int, str]):
+    """Refuse a model and data with different classes."""
+    if predicted != labelled:
+        raise UserValueError(
+            f"{model_name} predicts {', '.join(predicted.values())}, but the data is labelled with "
+            f"{', '.join(labelled.values())}. Evaluate a model of these classes, or name the data of this model: "
+            "`data='drawn'`, `data_dir`, `dataset_name` or `dataset`."
+        )
 
 
 def confusion_matrices(
@@ -189,8 +204,7 @@ def confusion_matrices(
     """
     was_training = model.training
     model.eval()
-    ignore_index = model.config.semantic_loss_ignore_index
-    matrices = {name: ConfusionMatrix(model.config.num_labels, ignore_index) for name in predictors(model.config)}
+    matrices = {name: ConfusionMatrix(model.config.num_labels) for name in predictors(model.config)}
     for n, sample in enumerate(samples):
         if n % accelerator.num_processes != accelerator.process_index:
             continue
@@ -258,6 +272,7 @@ __all__ = [
     "METRICS",
     "Evaluation",
     "Scores",
+    "check_classes",
     "confusion_matrices",
     "evaluate",
     "largest_class_mean_iou",

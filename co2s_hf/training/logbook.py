@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ..model.modeling_co2s import STUDENTS
-from ..utils.errors import UserError
+from ..utils.errors import UserError, UserValueError
 from ..utils.files import write_text
 
 
@@ -212,8 +212,21 @@ def flatten(means: dict[str, float | dict[str, float]]) -> dict[str, float]:
 
 
 def read_log(path: Path) -> list[dict]:
-    """Read the lines of a log file. Return an empty list if the file does not exist."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """Read the lines of a log file. Return an empty list if the file does not exist.
+
+    Raises:
+        UserValueError: A line is damaged.
+    """
+    if not path.exists():
+        return []
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            lines.append(json.loads(text))
+            _ = lines[-1]["step"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserValueError(f"Line {number} of '{path}' is damaged. Remove this line.") from error
+    return lines
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -23,13 +23,16 @@ from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import Co2SForSemanticSegmentation
 from ..utils.figures import draw_curves, draw_predictions, palette_or_default
 from ..utils.files import write_json
+from ..utils.redaction import redacted
 from .calibration import calibrate
 from .checkpoints import (
     check_output_dir,
     check_same_run,
     checkpoint_step,
+    clean_run,
     find_checkpoint,
     is_in_run,
+    load_checkpoint,
     make_record,
     save_checkpoint,
     save_model,
@@ -109,12 +112,10 @@ def setup(
     warm_up = WarmUp.for_options(options)
     # Accelerate wraps the objective, not the model: the forward of the objective computes all losses of a batch.
     objective, optimizer = accelerator.prepare(objective, optimizer)
-    accelerator.register_for_checkpointing(scheduler, *([warm_up] if warm_up.end is None else []))
     if checkpoint is not None:
-        accelerator.load_state(checkpoint)
-        accelerator.print(f"Resumed after step {checkpoint_step(checkpoint)} from {checkpoint}.")
+        load_checkpoint(accelerator, checkpoint, {"schedule": scheduler, "warm_up": warm_up})
     first_item = num_images * (checkpoint_step(checkpoint) if checkpoint else 0)
-    items = make_items(options, data, model.config, num_images, warm_up.steps)
+    items = make_items(options, data, num_images, warm_up.steps)
     return Run(
         options=options,
         data_options=data_options,
@@ -170,12 +171,14 @@ def train(run: Run, evaluate_first: bool = False) -> Trained:
         with run.logbook.paused():
             if run.warm_up.must_check(done):
                 check_warm_up(run, done)
-            if is_checkpoint and not was_skipped:  # after a skipped step, the next step may stop the run
-                save_checkpoint(accelerator, run.output_dir / "checkpoints", done)
-                accelerator.print(f"Saved a checkpoint after step {done}.", flush=True)
             if options.eval_steps and done % options.eval_steps == 0 and not is_last:
                 set_temperatures(run)
                 measure(run, done)
+            # The checkpoint is the last thing of a step: a resumed run continues with the next step.
+            if is_checkpoint and not was_skipped:  # after a skipped step, the next step may stop the run
+                states = {"schedule": run.scheduler, "warm_up": run.warm_up}
+                save_checkpoint(accelerator, run.output_dir / "checkpoints", done, states)
+                accelerator.print(f"Saved a checkpoint after step {done}.", flush=True)
     bar.close()
     return finish(run)
 
@@ -218,14 +221,24 @@ def training_step(run: Run, batch: dict, index: int) -> bool:
 
 
 def begin(run: Run):
-    """Start the trackers. For a new run, first create the output folder and remove the results of an earlier run."""
-    if run.accelerator.is_main_process and not is_in_run(run.checkpoint, run.output_dir):
-        start_output(run.options, run.data, run.record)
+    """Start the trackers. For a new run, first create the output folder and remove the results of an earlier run.
+
+    Raises:
+        UserValueError: The log of the run to continue is damaged.
+    """
+    if run.accelerator.is_main_process:
+        if is_in_run(run.checkpoint, run.output_dir):
+            clean_run(run.output_dir)
+            read_log(run.logbook.path)
+        else:
+            start_output(run.options, run.data, run.record)
     run.accelerator.wait_for_everyone()
     if run.options.report_to:
         flat = asdict(run.data_options) | asdict(run.options)
         shown = {name: value for name, value in flat.items() if isinstance(value, int | float | str)}
-        run.accelerator.init_trackers("co2s_hf", config=shown)
+        # TensorBoard hides the values that were logged after the checkpoint. The resumed run logs them again.
+        again = {"tensorboard": {"purge_step": run.steps_done + 1}} if run.checkpoint else {}
+        run.accelerator.init_trackers("co2s_hf", config=redacted(shown), init_kwargs=again)
 
 
 def check_warm_up(run: Run, done: int):

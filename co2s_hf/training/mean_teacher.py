@@ -59,9 +59,9 @@ class TaughtObjective(Co2SObjective):
 
     def __init__(self, model: Co2SForSemanticSegmentation, **options):
         super().__init__(model, **options)
-        num_labels, ignore_index = model.config.num_labels, model.config.semantic_loss_ignore_index
+        num_labels = model.config.num_labels
         self.teacher = MeanTeacher(model, self.balance.teacher_decay)
-        self.calibration = RunningCalibration(num_labels, self.students, ignore_index, self.accelerator)
+        self.calibration = RunningCalibration(num_labels, self.students, self.accelerator)
         self.statistics = nn.ModuleDict({FUSED: ClassStatistics(num_labels, self.balance)})
 
     def forward(self, views: Views, stability_weight: float = 0.0) -> dict[str, torch.Tensor]:

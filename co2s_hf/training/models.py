@@ -15,6 +15,7 @@ from ..model.configuration_co2s import SMALL_DECODER, Co2SConfig
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
 from ..utils.errors import UserImportError, UserValueError, loading
+from ..utils.files import recover
 from .lora import lora_config
 from .options import AdaptationOptions, TrainingOptions
 
@@ -84,6 +85,8 @@ def pretrained_model(options: TrainingOptions, classes: dict) -> Co2SForSemantic
         classes: Fields `id2label`, `palette` and `class_concepts` of the configuration. The concepts of data without
             class names are None.
     """
+    for name in (options.clip_model, options.dinov3_model):
+        recover(name)
     text_embeddings = "random" if classes["class_concepts"] is None else None
     with loading(f"`clip_model` {options.clip_model} or `dinov3_model` {options.dinov3_model}"):
         model = Co2SForSemanticSegmentation.from_backbones(
@@ -137,6 +140,7 @@ def open_base(options: AdaptationOptions) -> Co2SConfig:
     """
     if options.quantize is not None and find_spec("bitsandbytes") is None:
         raise UserImportError(f"`quantize='{options.quantize}'` needs bitsandbytes: pip install bitsandbytes")
+    recover(options.checkpoint)
     if Path(options.checkpoint).is_dir():
         options.checkpoint = str(Path(options.checkpoint).resolve())  # the adapter stores it as its base
     with loading(f"`checkpoint` {options.checkpoint}"):

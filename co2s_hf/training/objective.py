@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
+from ..data.options import IGNORE
 from ..data.views import Views, cutmix
 from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
 from .class_balance import BALANCES, Balance, ClassStatistics, class_thresholds, logit_shift
@@ -230,8 +231,8 @@ class Co2SObjective(nn.Module):
         report = {f"{name}/{term}": value.detach() for name in terms for term, value in terms[name].items()}
         totals = {name: self._total(student_terms, stability_weight) for name, student_terms in terms.items()}
         report |= {f"{name}/loss": total.detach() for name, total in totals.items()}
-        ignored = views.labels == self.model.config.semantic_loss_ignore_index
-        return {"loss": sum(totals.values()), "without_labels": ignored.all().float(), **report}
+        without_labels = (views.labels == IGNORE).all().float()
+        return {"loss": sum(totals.values()), "without_labels": without_labels, **report}
 
     def _labeled_only(self, views: Views) -> dict[str, dict[str, Mean]]:
         logits = self.model.student_logits(views.labeled, students=self.students)
@@ -296,8 +297,7 @@ class Co2SObjective(nn.Module):
         return thresholds, shift
 
     def _supervised(self, logits: torch.Tensor, views: Views) -> Mean:
-        ignore_index = self.model.config.semantic_loss_ignore_index
-        return labeled_loss(logits, views.labels, ignore_index, self.labeled_loss, self.class_weights)
+        return labeled_loss(logits, views.labels, IGNORE, self.labeled_loss, self.class_weights)
 
     def _drop_channels(self, features: torch.Tensor) -> torch.Tensor:
         """Drop whole channels of feature maps (batch, channels, h, w) and scale up the others.
@@ -320,7 +320,7 @@ class Co2SObjective(nn.Module):
         coverage = self._by_class(own, confident)
         quality = {"confident_fraction": Mean(confident.sum(), pixels), "coverage": Mean(coverage, pixels)}
         if views.hidden_labels is not None:
-            known = confident & (views.hidden_labels != self.model.config.semantic_loss_ignore_index)
+            known = confident & (views.hidden_labels != IGNORE)
             right = known & (own.labels == views.hidden_labels)
             quality |= {"right_fraction": Mean(right.sum(), pixels), "known_fraction": Mean(known.sum(), pixels)}
             quality["right_coverage"] = Mean(self._by_class(own, right), pixels)

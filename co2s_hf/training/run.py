@@ -221,15 +221,12 @@ def make_objective(
     )
 
 
-def make_items(
-    options: TrainingOptions, data: Source, config: Co2SConfig, images_per_step: int, warmup_steps: int
-) -> PairedViews:
+def make_items(options: TrainingOptions, data: Source, images_per_step: int, warmup_steps: int) -> PairedViews:
     """Make the items of the whole training.
 
     Args:
         options: Options of the training, with all defaults filled in.
         data: The opened data.
-        config: Configuration of the model.
         images_per_step: Labelled images per step, of all processes together.
         warmup_steps: Number of steps of the warm-up, which use labelled images alone.
     """
@@ -246,7 +243,6 @@ def make_items(
         length=options.max_train_steps * images_per_step,
         num_labeled_only=warmup_steps * images_per_step,
         seed=options.seed,
-        ignore_index=config.semantic_loss_ignore_index,
         partner="same" if options.recipe == "released" else partner,
         with_hidden_labels=options.measure_pseudo_labels,
         base_size=options.base_size,

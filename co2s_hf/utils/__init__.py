@@ -1,6 +1,8 @@
-"""Helpers for all other packages: files, figures, devices, random numbers, errors.
+"""Helpers for all other packages: files, figures, devices, random numbers, errors, text.
 
 - errors: `UserError`, the exceptions that a command shows without a traceback.
+- redaction: hiding passwords, signatures and access tokens in text.
+- markdown: writing any text into Markdown, for cards.
 - files: writing files and folders so that an interrupted run leaves no half-written result.
 - figures: pictures of predictions, label maps, confusion matrices and losses (needs matplotlib).
 - devices: starting Accelerate in the same way in every command.

@@ -3,6 +3,9 @@
 A command that fails with a [`UserError`] prints the message without a traceback. Every other exception keeps its
 traceback. Messages name Python parameters in backticks, such as `bands` or `bands=(4, 3, 2)`. The command line turns
 these into --bands and --bands 4,3,2.
+
+Messages hide the secrets of addresses: see [`redact`]. The exception that caused a [`UserError`] is not changed. So a
+traceback outside the command line may show them.
 """
 
 from collections.abc import Iterator
@@ -11,12 +14,17 @@ from contextlib import contextmanager
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+from .redaction import redacted
+
 
 class UserError(Exception):
     """A value, file, library or permission is wrong or missing.
 
-    The message names it, what was expected and the remedy.
+    The message names it, what was expected and the remedy. Its secrets are hidden.
     """
+
+    def __init__(self, *args):
+        super().__init__(*redacted(args))
 
 
 class UserValueError(UserError, ValueError):
@@ -43,7 +51,8 @@ class UserImportError(UserError, ImportError):
 def loading(what: str, expected: str | None = None) -> Iterator[None]:
     """Turn the errors of a model that cannot be loaded into a UserOSError.
 
-    transformers, safetensors and peft raise many types for missing, damaged or unsuitable files.
+    transformers, safetensors and peft raise many types for missing, damaged or unsuitable files. Wrong values in a
+    configuration also cause errors that otherwise point to bugs, such as AttributeError.
 
     Args:
         what: Name of the model, and of the parameter that gave it, for the message.
@@ -56,3 +65,6 @@ def loading(what: str, expected: str | None = None) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
         remedy = "" if expected is None else f"; expected {expected}"
         raise UserOSError(f"{what} cannot be loaded{remedy}. {error}") from error
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        reason = f"Its configuration is damaged or of another program: {type(error).__name__}: {error}"
+        raise UserOSError(f"{what} cannot be loaded. {reason}") from error

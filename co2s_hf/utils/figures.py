@@ -1,17 +1,32 @@
-"""Pictures of predictions, label maps, confusion matrices and losses (matplotlib)."""
+"""Pictures of predictions, label maps, confusion matrices and losses (matplotlib).
 
-import textwrap
+The names of classes, methods and files are drawn as they are: `$`, `\\`, `^` and `_` have no meaning. See
+[`literal_text`], [`one_line`] and [`add_legend`].
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 from PIL import Image
 
 
 CELL_INCHES = 2.2  # side of one panel
+NAME_LENGTH = 40  # largest number of characters of a name in a legend
+TICK_LENGTH = 24  # the same, for a name beside an axis
+CHARACTER_INCHES = 0.085  # mean width of a character
+LEGEND_LINE_INCHES = 0.24
+
+# Decorator of functions that draw: texts are neither mathematics ("$x^2$") nor TeX, whatever the user's settings are.
+literal_text = matplotlib.rc_context(
+    {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False}
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,47 @@ def confidence_picture(confidence: np.ndarray) -> Image.Image:
     return Image.fromarray((255 * colors).astype(np.uint8))
 
 
+def one_line(text: str, length: int = NAME_LENGTH) -> str:
+    """Return a text in one line of at most `length` characters.
+
+    Line breaks and other characters that cannot be printed become spaces. The middle of a longer text becomes "…".
+    """
+    text = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    if len(text) <= length:
+        return text
+    end = length // 3
+    return f"{text[: length - end - 1]}…{text[-end:]}"
+
+
+def add_legend(
+    place: Figure | SubFigure | Axes,
+    handles: Sequence[Artist],
+    names: Sequence[str],
+    length: int = NAME_LENGTH,
+    **kwargs,
+):
+    """Add a legend. Unlike matplotlib's own, it also shows names that start with "_".
+
+    Args:
+        place: Where to add it.
+        handles: A patch or a curve for each name.
+        names: The names, which [`one_line`] shortens.
+        length: Largest number of characters of a name.
+        kwargs: Further arguments of matplotlib's `legend`.
+    """
+    legend = place.legend(handles, [str(number) for number in range(len(names))], **kwargs)
+    for text, name in zip(legend.get_texts(), names):
+        text.set_text(one_line(name, length))
+
+
+def legend_columns(names: Sequence[str], inches: float, length: int = NAME_LENGTH) -> int:
+    """Return how many columns of a legend fit into a width."""
+    longest = max((len(one_line(name, length)) for name in names), default=1)
+    fitting = int(inches / (CHARACTER_INCHES * longest + 0.7))  # 0.7 inches for the patch and the margins
+    return max(1, min(fitting, len(names)))
+
+
+@literal_text
 def draw_predictions(examples: list[Example], id2label: dict[int, str], palette: np.ndarray, path: str | Path):
     """Draw one row per example: the image, its coloured label maps and the confidence. The legend is below.
 
@@ -87,8 +143,11 @@ def draw_predictions(examples: list[Example], id2label: dict[int, str], palette:
         palette: RGB colours (classes, 3), uint8.
         path: Picture to write.
     """
-    columns = ["image", *examples[0].maps, "confidence"]
-    figure = Figure(figsize=(CELL_INCHES * len(columns), CELL_INCHES * len(examples) + 0.6), layout="constrained")
+    columns, names = ["image", *examples[0].maps, "confidence"], list(id2label.values())
+    width = CELL_INCHES * len(columns)
+    ncols = min(legend_columns(names, width), 8)
+    legend_height = LEGEND_LINE_INCHES * -(-len(names) // ncols) + 0.36
+    figure = Figure(figsize=(width, CELL_INCHES * len(examples) + legend_height), layout="constrained")
     axes = figure.subplots(len(examples), len(columns), squeeze=False)
     for row, example in zip(axes, examples):
         pictures = [example.image, *(colorize(labels, palette) for labels in example.maps.values())]
@@ -100,11 +159,12 @@ def draw_predictions(examples: list[Example], id2label: dict[int, str], palette:
     for axis in axes.flat:
         axis.set_axis_off()
     figure.colorbar(confidence, ax=axes[:, -1], shrink=0.7)
-    handles = [Patch(color=palette[index] / 255, label=label) for index, label in id2label.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))
+    handles = [Patch(color=palette[index] / 255) for index in id2label]
+    add_legend(figure, handles, names, loc="outside lower center", ncols=ncols)
     figure.savefig(path, dpi=100)
 
 
+@literal_text
 def draw_confusion(counts: np.ndarray, id2label: dict[int, str], path: str | Path):
     """Draw a confusion matrix.
 
@@ -117,14 +177,14 @@ def draw_confusion(counts: np.ndarray, id2label: dict[int, str], path: str | Pat
     """
     totals = counts.sum(axis=1, keepdims=True)
     shares = 100 * counts / np.maximum(totals, 1)
-    side = 2.5 + 0.6 * len(counts)
+    names = [one_line(id2label[index], TICK_LENGTH) for index in range(len(counts))]
+    side = 2.5 + 0.6 * len(counts) + CHARACTER_INCHES * max(0, max(map(len, names)) - 12)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axis = figure.subplots()
     matrix = axis.imshow(shares, vmin=0, vmax=100, cmap="Blues")
     for (row, column), share in np.ndenumerate(shares):
         color = "white" if share > 50 else "black"
         axis.text(column, row, f"{share:.0f}" if totals[row, 0] else "-", ha="center", va="center", color=color)
-    names = [id2label[index] for index in range(len(counts))]
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axis.set_yticks(range(len(names)), names)
     axis.set_xlabel("predicted")
@@ -133,6 +193,7 @@ def draw_confusion(counts: np.ndarray, id2label: dict[int, str], path: str | Pat
     figure.savefig(path, dpi=100)
 
 
+@literal_text
 def draw_scene_map(
     image: np.ndarray,
     labels: np.ndarray,
@@ -158,11 +219,10 @@ def draw_scene_map(
     side = 9.0 if is_wide else 4.5
     panel = side * min(1.0, max(width / height, 0.4)), side * min(max(height / width, 0.1), 1.6)
     rows, columns = (3, 1) if is_wide else (1, 3)
-    names = {index: textwrap.shorten(text, 60, placeholder=" ...") for index, text in legend.items()}
+    names, length = list(legend.values()), 60
     figure_width = max(columns * panel[0] + 0.8, 7.0)
-    # 0.085 inches per character and 0.7 for the patch and the margins; 0.24 inches per line of the legend.
-    legend_columns = max(1, int(figure_width / (0.085 * max(map(len, names.values()), default=1) + 0.7)))
-    legend_height = 0.24 * -(-len(names) // legend_columns) + 0.3
+    ncols = legend_columns(names, figure_width, length)
+    legend_height = LEGEND_LINE_INCHES * -(-len(names) // ncols) + 0.3
     figure = Figure(figsize=(figure_width, rows * (panel[1] + 0.35) + legend_height), layout="constrained")
     axes = figure.subplots(rows, columns)
     colors = np.where((labels < len(palette))[..., None], colorize(labels, palette), np.uint8(255))
@@ -173,11 +233,12 @@ def draw_scene_map(
         axis.set_title(title)
         axis.set_axis_off()
     figure.colorbar(confidence_image, ax=axes[2], shrink=0.7)
-    handles = [Patch(color=palette[index] / 255, label=text) for index, text in names.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(legend_columns, max(len(handles), 1)))
+    handles = [Patch(color=palette[index] / 255) for index in legend]
+    add_legend(figure, handles, names, length, loc="outside lower center", ncols=ncols)
     figure.savefig(path, dpi=150, format="png")
 
 
+@literal_text
 def draw_curves(log: list[dict], path: str | Path):
     """Draw the losses and the quality of the pseudo-labels over the steps.
 
@@ -203,16 +264,16 @@ def draw_curves(log: list[dict], path: str | Path):
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
     for axis, (title, curves) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items()):
-        for label, points in curves.items():
-            axis.plot(*zip(*points), label=label, marker=".")
+        lines = [axis.plot(*zip(*points), marker=".")[0] for points in curves.values()]
         axis.set_title(title.replace("_", " "))
         axis.set_xlabel("step")
-        axis.legend(fontsize="x-small" if len(curves) > 2 else None)
+        add_legend(axis, lines, list(curves), TICK_LENGTH, fontsize="x-small" if len(curves) > 2 else None)
     for axis in figure.axes[len(panels) :]:
         axis.remove()
     figure.savefig(path, dpi=100)
 
 
+@literal_text
 def draw_comparison(
     scores: dict[str, dict[str, list[float]]], classes: dict[str, dict[str, float | None]], path: str | Path
 ):
@@ -243,7 +304,7 @@ def draw_comparison(
         values = [np.nan if value is None else value for value in classes[method].values()]
         x = np.arange(len(labels)) + 0.8 * ((place + 0.5) / len(methods) - 0.5)
         right.bar(x, values, 0.8 / len(methods), color=matplotlib.colormaps["Dark2"](place), label=method)
-    right.set_xticks(range(len(labels)), labels)
+    right.set_xticks(range(len(labels)), [one_line(label, TICK_LENGTH) for label in labels])
     right.set_ylabel("IoU (%)")
     right.set_title("fused prediction, per class")
     for axis in (left, right):

@@ -1,18 +1,41 @@
-"""Write files and folders atomically: to a temporary path in the same folder first, renamed when complete."""
+"""Write files and folders atomically, and clean up after processes that were killed while they wrote.
+
+A file or folder NAME is written in a work folder beside it, `.xxxxxxxx.co2s`, which contains:
+
+- `.lock`: locked by the process that writes. The operating system unlocks it when that process ends, however it ends.
+- `new/NAME`: the new content, until it is complete and on the disk. Then it is renamed to NAME.
+- `previous/NAME`: the content of an existing folder NAME, while it is replaced.
+
+A file replaces another one in one step. A folder cannot do so on every system: NAME becomes `previous/NAME`, then
+`new/NAME` becomes NAME. If a kill comes between these two steps, NAME is missing, and both contents are complete.
+[`recover`] then does the second step.
+"""
 
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import UserFileExistsError, UserOSError
 
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+SUFFIX, LOCK, NEW, PREVIOUS = ".co2s", ".lock", "new", "previous"
+WORK_FOLDER = re.compile(r"\.[a-z0-9_]{8}" + re.escape(SUFFIX))  # mkdtemp draws eight characters
+
+
 def check_new_folder(path: str | Path, remedy: str = "Choose another folder, or remove it.") -> Path:
-    """Raise an error if a folder already has content.
+    """Raise an error if a folder already has content. What a killed process left in it does not count.
 
     Args:
         path: Folder that a run is about to create or fill.
@@ -26,6 +49,8 @@ def check_new_folder(path: str | Path, remedy: str = "Choose another folder, or 
         UserOSError: The folder cannot be created.
     """
     path = Path(path)
+    recover(path)
+    clean(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserFileExistsError(f"'{path}' already exists and is not an empty folder. {remedy}")
     check_writable(path, remedy)
@@ -51,32 +76,32 @@ def check_writable(path: Path, remedy: str):
 def written_beside(path: str | Path) -> Iterator[Path]:
     """Fill a temporary folder that replaces `path` when the block ends without an error.
 
-    If the block fails, the previous content of `path` stays as it was and the temporary folder is removed.
+    If the block fails, the previous content of `path` stays as it was and the temporary folder is removed. If the
+    process is killed, [`recover`] finds the previous or the new content.
 
     Args:
         path: Folder to create or replace. A symbolic link keeps pointing to the same folder, which gets the new
             content.
 
     Yields:
-        The temporary folder. It lies in the parent folder of `path`, so that renaming it is atomic.
+        The temporary folder. It is on the same disk as `path`, so that renaming it is atomic.
     """
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    previous = path.with_name(f"{folder.name}-previous")
-    try:
-        yield folder
-        folder.chmod(0o777 & ~_umask())  # mkdtemp gives access to the owner only
-        if path.exists():
-            os.replace(path, previous)
-        os.replace(folder, path)
-    except BaseException:
-        if previous.exists() and not path.exists():
-            os.replace(previous, path)
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    if previous.exists():
-        shutil.rmtree(previous)
+    recover(path)
+    with _work_folder(path) as (new, previous):
+        new.mkdir()
+        yield new
+        flush_folder(new)
+        try:
+            if path.exists():
+                os.replace(path, previous)
+            os.replace(new, path)
+        except BaseException:
+            if previous.exists() and not path.exists():
+                os.replace(previous, path)
+            raise
+        flush(path.parent)  # the new name
 
 
 @contextmanager
@@ -87,25 +112,21 @@ def written_file(path: str | Path) -> Iterator[Path]:
         path: File to create or replace.
 
     Yields:
-        The temporary path. It lies in the same folder and has the same suffix, because some writers choose the file
-        format by the suffix.
+        The temporary path. It is on the same disk and has the same name, because some writers choose the file format
+        by the suffix.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _work_folder(path) as (new, _):
+        yield new
+        flush(new)  # otherwise the rename may be on the disk before the content
+        os.replace(new, path)
 
 
 def write_text(path: str | Path, text: str):
     """Write a small UTF-8 text file atomically: a reader sees either the old or the new content."""
-    with written_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # otherwise the rename may be on the disk before the content
+    with written_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, content: dict):
@@ -117,7 +138,124 @@ def write_json(path: str | Path, content: dict):
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def recover(path: str | Path):
+    """Complete the replacement of a folder if a process was killed in the middle of it, and remove what it left.
+
+    Call this before reading a folder that [`written_beside`] writes.
+
+    Args:
+        path: Folder that may be missing. For a name that is no path, such as a model on the Hub, nothing happens.
+    """
+    clean(Path(path).resolve().parent)
+
+
+def clean(folder: Path):
+    """Clean up what killed processes left directly below a folder. Folders of living processes are not touched.
+
+    Args:
+        folder: If it is missing, or cannot be read or changed, nothing happens.
+    """
+    with suppress(OSError):
+        # A link with such a name is not ours, and its target must not change.
+        found = [e for e in os.scandir(folder) if WORK_FOLDER.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+        for work in map(Path, found):
+            with _locked(work) as is_abandoned:
+                if is_abandoned:
+                    _complete(work)
+            if is_abandoned:
+                shutil.rmtree(work, ignore_errors=True)
+
+
+def remove_results(folder: Path, names: Iterable[str]):
+    """Remove some files and folders of an earlier run, and what a killed run left.
+
+    A folder is renamed first. So a kill in the middle leaves no half of it under its name.
+
+    Args:
+        folder: Folder of the run. It need not exist.
+        names: Names of the files and folders. They need not exist.
+    """
+    clean(folder)
+    for path in (folder / name for name in names):
+        if path.is_dir() and not path.is_symlink():
+            with _work_folder(path) as (removed, _):
+                os.replace(path, removed)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path):
+    """Wait until a folder with everything in it is on the disk."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            flush(Path(parent, name))
+        flush(Path(parent))
+
+
+def flush(path: Path):
+    """Wait until a file, or the names in a folder, are on the disk. Otherwise a power cut may leave an empty file."""
+    if path.is_symlink() or (path.is_dir() and os.name == "nt"):  # Windows cannot open folders
+        return
+    # Some network disks refuse this for folders.
+    with suppress(OSError) if path.is_dir() else nullcontext():
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def try_lock(file: BinaryIO) -> bool:
+    """Lock an open file until it is closed or the process ends.
+
+    Returns:
+        False if another process has locked it. True, too, on disks that know no locks.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
+@contextmanager
+def _work_folder(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Make a work folder beside a path, and remove it at the end.
+
+    Yields:
+        Paths for the new and the previous content. Nothing exists there yet.
+    """
+    work = Path(tempfile.mkdtemp(prefix=".", suffix=SUFFIX, dir=path.parent))
+    new, previous = work / NEW / path.name, work / PREVIOUS / path.name
+    try:
+        with _locked(work):
+            new.parent.mkdir()
+            previous.parent.mkdir()
+            yield new, previous
+    finally:
+        if path.exists() or not previous.exists():  # otherwise both renames failed, and `recover` needs this folder
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _locked(work: Path) -> Iterator[bool]:
+    """Lock a work folder.
+
+    Yields:
+        Whether it is locked, see [`try_lock`].
+    """
+    with (work / LOCK).open("ab") as file:
+        yield try_lock(file)
+
+
+def _complete(work: Path):
+    """Do the second step of a replacement, if the first one was done."""
+    for previous in (work / PREVIOUS).glob("*"):
+        new, path = work / NEW / previous.name, work.parent / previous.name
+        if new.exists() and not path.exists():
+            os.replace(new, path)

@@ -1,5 +1,7 @@
 """`co2s demo`: predictions in Python, and its page as a Space serves it, in a real browser if one is installed."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -10,7 +12,9 @@ import urllib.request
 
 import numpy as np
 import pytest
-from helpers import EXAMPLES, environment, run_command, save_checkpoint
+from gradio.data_classes import ImageData
+from helpers import EXAMPLES, environment, run_command, save_checkpoint, write_raster
+from hostile import SECRET, WebServer, mosaic
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -128,6 +132,39 @@ def test_images_that_do_not_fit_are_errors_that_name_the_file(demo, tmp_path):
         with pytest.raises(demo_page.gr.Error) as error:
             demo.predict(str(tmp_path / name))
         assert name in error.value.message and str(tmp_path) not in error.value.message
+
+
+@pytest.mark.parametrize("name", ["drawing.svg", "photo.png", "scene.tif"])
+def test_an_upload_cannot_name_other_files(name, demo, tmp_path):
+    write_raster(tmp_path / "private.tif", np.full((3, 8, 8), SECRET, dtype=np.uint16))
+    server = WebServer(tmp_path)
+    try:
+        for source in (str(tmp_path / "private.tif"), f"/vsicurl/{server.url}/x.tif"):
+            (tmp_path / name).write_text(mosaic(source), encoding="utf-8")
+            with pytest.raises(demo_page.gr.Error, match=rf"{name} cannot be read as an image; expected PNG") as error:
+                demo.predict(str(tmp_path / name))
+            assert str(SECRET) not in error.value.message
+        assert server.requests() == []
+    finally:
+        server.stop()
+
+
+def test_the_page_opens_no_upload_by_itself(demo, tmp_path):
+    """gradio would open an upload, and an image inside a request, with any format of Pillow, such as EPS."""
+    (image,) = (block for block in demo.page().blocks.values() if block.elem_id == "image")
+    upload = tmp_path / "drawing.png"
+    upload.write_bytes(b"no image")
+    assert image.preprocess(ImageData(path=str(upload), orig_name="drawing.png")) == str(upload)
+    assert image.preprocess(None) is None
+    picture = "data:image/png;base64," + base64.b64encode(png_of(Image.new("RGB", (8, 8)))).decode()
+    with pytest.raises(demo_page.gr.Error, match="The request has no uploaded file"):
+        image.preprocess(ImageData(url=picture))
+
+
+def png_of(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
 
 
 def test_a_model_of_one_student_shows_that_student_alone(scene, tmp_path):
@@ -256,6 +293,34 @@ def test_a_drawn_sample_needs_one_click(page, predict):
     sample = draw_scene(np.random.default_rng([0, 0]), demo_page.SAMPLE_PX)[0]
     for name, values in expected_pictures(sample, predict).items():
         np.testing.assert_array_equal(picture(page, name), values, err_msg=name)
+
+
+def predicted(address: str, path: str) -> str:
+    """Let the page's server predict a file, as the page does, and return its answer."""
+    with urllib.request.urlopen(f"{address}/config") as answer:
+        config = json.loads(answer.read())
+    (function,) = (entry for entry in config["dependencies"] if entry["api_name"] == "predict")
+    body = json.dumps({"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}).encode()
+    request = urllib.request.Request(
+        f"{address}/gradio_api/call/{function['api_name']}", body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as answer:
+        event = json.loads(answer.read())["event_id"]
+    with urllib.request.urlopen(f"{request.full_url}/{event}") as answer:
+        return answer.read().decode()
+
+
+def test_the_server_predicts_uploads_and_no_other_file(address, scene, tmp_path):
+    Image.fromarray(scene).save(tmp_path / "scene.png")
+    assert "event: error" in predicted(address, str(tmp_path / "scene.png"))
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="scene.png"\r\n\r\n'
+    body += png_of(Image.fromarray(scene)) + b"\r\n--x--\r\n"
+    request = urllib.request.Request(
+        f"{address}/gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=x"}
+    )
+    with urllib.request.urlopen(request) as answer:
+        (upload,) = json.loads(answer.read())
+    assert "event: complete" in predicted(address, upload)
 
 
 def read(address: str, path) -> bytes:

@@ -1,5 +1,6 @@
 """`co2s evaluate` and `co2s predict` with a model that is not trained."""
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -183,6 +184,25 @@ def test_a_model_of_other_classes_needs_its_own_data(model_folder, few_real_imag
     assert run.returncode == 1 and not (tmp_path / "evaluation").exists()
     assert "but the data is labelled with building, land, road, vegetation, water. Evaluate a model of" in run.stderr
     assert "or name the data of this model: --data drawn, --data_dir, --dataset_name or --dataset." in run.stderr
+
+
+def test_data_without_class_names_is_doubted(model_folder, scenes_folder, tmp_path):
+    """The command names the classes that it takes, and the flag that confirms them."""
+    folder = Path(shutil.copytree(scenes_folder, tmp_path / "unnamed"))
+    (folder / "classes.json").unlink()
+    run = run_evaluate(model_folder, folder, tmp_path / "doubted")
+    assert run.returncode == 0, run.stderr
+    assert "Its labels are taken as the classes of the model: 0 = " in run.stdout and "5 = water" in run.stdout
+    names = run.stdout.split("If this is right, say so: --class_names ")[1].split(". Otherwise")[0]
+    run = run_evaluate(model_folder, folder, tmp_path / "named", "--class_names", *shlex.split(names))
+    assert run.returncode == 0 and "Its labels are taken as" not in run.stdout
+    assert read_metrics(tmp_path / "named") == read_metrics(tmp_path / "doubted")
+    for path in (folder / "labels").iterdir():
+        Image.fromarray(np.minimum(np.asarray(Image.open(path)), 2)).save(path)
+    run = run_evaluate(model_folder, folder, tmp_path / "refused")
+    assert run.returncode == 1 and not (tmp_path / "refused").exists()
+    assert "The model has 6 classes" in run.stderr and "the highest label of the data is 2" in run.stderr
+    assert f"say so: --class_names {names}. Otherwise" in run.stderr
 
 
 def test_drawn_scenes_of_a_seed_are_evaluated(model_folder, scenes_folder, tmp_path, monkeypatch):

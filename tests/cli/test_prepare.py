@@ -1,6 +1,7 @@
 """`co2s prepare`: a data set on the disk or on the Hub, tiles, reports, errors."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -119,9 +120,71 @@ def test_a_data_set_is_pushed_with_its_classes(hub, scenes_folder):
     assert [entry["name"] for entry in classes["classes"]] == list(open_folder(scenes_folder).id2label.values())
 
 
+@pytest.fixture
+def broken_data(tmp_path):
+    """A data folder with an unreadable image, so that reading the data is another error."""
+    write_scenes(tmp_path / "data", 2, 2, 1, size=16, seed=0)
+    (tmp_path / "data" / "images" / "labeled_0001.png").write_bytes(b"no image")
+    return tmp_path / "data"
+
+
+def test_a_public_data_set_is_refused_before_the_images_are_read(hub, broken_data, tmp_path):
+    repository = hub.create("dataset", "user/open")
+    words = ("--data_dir", broken_data, "--push_to_hub", "user/open", "--report", tmp_path / "report.png")
+    done = run_command("prepare", *words, "--private", "--output_dir", tmp_path / "new")
+    assert done.returncode == 1 and done.stdout == ""
+    assert "error: The repository user/open exists and is public, but a private one was requested." in done.stderr
+    assert len(repository.trees) == 1 and [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_an_existing_private_data_set_stays_private(hub, scenes_folder):
+    repository = hub.create("dataset", "user/fields", private=True)
+    for words in ((), ("--private",)):
+        done = run_command("prepare", "--data_dir", scenes_folder, "--push_to_hub", "fields", *words)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith("co2s train --dataset_name user/fields\n")  # the full name
+        assert repository.private and "classes.json" in repository.trees[repository.refs["main"]]
+
+
+def test_a_missing_login_is_an_error_before_the_images_are_read(hub, broken_data, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    done = run_command("prepare", "--data_dir", broken_data, "--push_to_hub", "user/fields")
+    assert done.returncode == 1 and done.stdout == ""
+    assert "The repository user/fields cannot be written to: " in done.stderr and "hf auth login" in done.stderr
+    assert "Traceback" not in done.stderr and not hub.repositories
+
+
+def test_a_missing_connection_is_an_error_before_the_images_are_read(hub, broken_data):
+    hub.failures["/api/repos/create"] = 0
+    done = run_command("prepare", "--data_dir", broken_data, "--push_to_hub", "user/fields")
+    assert done.returncode == 1 and done.stdout == ""
+    assert "The repository user/fields cannot be written to: " in done.stderr
+    assert "Check the network connection." in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_refused_upload_can_be_repeated_from_the_written_data_set(hub, scenes_folder, tmp_path):
+    output = tmp_path / "new"
+    hub.failures["/commit/"] = 403
+    words = ("--data_dir", scenes_folder, "--push_to_hub", "user/fields", "--private")
+    done = run_command("prepare", *words)
+    assert done.returncode == 1 and "error: user/fields was not published completely: " in done.stderr
+    assert done.stderr.endswith("Run the same command again.\n") and "Traceback" not in done.stderr
+    done = run_command("prepare", *words, "--output_dir", output)
+    assert done.returncode == 1 and f"The data set in {output} is complete; retry with: co2s " in done.stderr
+    hub.failures.clear()
+    again = run_command(*shlex.split(done.stderr.split("retry with: co2s ")[1]))
+    assert again.returncode == 0, again.stderr
+    repository = hub.repositories["dataset", "user/fields"]
+    assert repository.private
+    found, source = open_source(DataOptions(dataset_name="user/fields")), open_folder(scenes_folder)
+    assert (found.id2label, found.palette) == (source.id2label, source.palette)
+    assert_same(source.validation, found.validation)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
+        (("--output_dir", "new", "--private"), 2, "--private goes with --push_to_hub."),
         ((), 2, "Name the result: --output_dir, --push_to_hub or --report."),
         (("--report", "report.pdf"), 2, "--report is 'report.pdf'; name a file that ends in .html or .png"),
         (

@@ -151,6 +151,16 @@ def test_a_space_can_be_written_into_a_folder(folder, tmp_path, monkeypatch):
     check_space(contents(tmp_path / "space"), "user/fields")
 
 
+@pytest.mark.parametrize(("kind", "flag"), [("space", "--space"), ("model", "--hub_model_id")])
+def test_a_public_repository_is_refused_if_a_private_one_was_requested(kind, flag, hub, folder):
+    repository = hub.create(kind, "user/open")
+    hub.create("model", "user/fields")
+    checkpoint = folder if kind == "model" else "user/fields"
+    done = run_command("push", "--checkpoint", checkpoint, flag, "user/open", "--hub_private_repo")
+    assert done.returncode == 1 and "user/open exists and is public, but a private one was requested" in done.stderr
+    assert len(repository.trees) == 1 and not repository.private
+
+
 def test_a_refused_space_is_an_error_with_the_remedy(hub):
     hub.failures["/commit/"] = 403
     done = run_command("push", "--checkpoint", "user/fields", "--space", "user/demo")

@@ -1,3 +1,4 @@
+import hashlib
 import io
 
 import numpy as np
@@ -7,7 +8,7 @@ from local_hub import Blob, LocalHub
 from PIL import Image
 
 from co2s_hf import Co2SConfig
-from co2s_hf.data import benchmarks
+from co2s_hf.data import benchmark_lists as authors
 from co2s_hf.data.benchmarks import BENCHMARKS
 from co2s_hf.data.options import DataOptions
 from co2s_hf.data.sources import open_source
@@ -48,13 +49,6 @@ def test_partitions_are_read():
     assert [BENCHMARKS["whdld"].denominator(text) for text in (None, "1_24", "1/8")] == [32, 24, 8]
     with pytest.raises(UserError, match="`partition` is '1_2'; GID has 1_8, 1_4"):
         BENCHMARKS["gid"].denominator("1_2")
-
-
-def test_lists_of_other_sizes_give_a_warning():
-    sizes = {"labeled": 138, "unlabeled": 4308, "validation": 494}
-    assert benchmarks.size_warnings("whdld", 32, sizes) == []
-    (warning,) = benchmarks.size_warnings("whdld", 32, sizes | {"validation": 400})
-    assert warning.startswith("The validation list of whdld at 1/32 has 400 images; the paper's list has 494.")
 
 
 @pytest.fixture
@@ -117,7 +111,7 @@ def test_benchmarks_are_read_with_their_rules(name, small_benchmark, local_copy)
     assert data.class_concepts[facts.classes[0].name] == facts.classes[0].concepts
     row = np.asarray(data.labeled[0].load_label())[0].tolist()
     assert row == [255, *range(len(facts.classes))]  # the file counts from 0 or from 1
-    assert not data.findings
+    assert [finding.kind for finding in data.findings] == ["lists unlike the paper's"] * 3  # as long, other names
 
 
 def test_incomplete_copies_are_refused(small_benchmark, local_copy):
@@ -137,8 +131,11 @@ def test_images_come_from_the_hub_and_lists_are_downloaded_once(hub, tmp_path, m
     lists_hub = LocalHub().start()
     lists = lists_hub.create("dataset", "lists/splits")
     lists.commit("main", {f"whdld/{k}": Blob(v.encode()) for k, v in benchmark_lists(8).items()}, "lists")
-    monkeypatch.setattr(benchmarks, "SPLITS_URL", f"{lists_hub.url}/datasets/lists/splits/resolve/main")
-    monkeypatch.setattr(benchmarks, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(authors, "SPLITS_URL", f"{lists_hub.url}/datasets/lists/splits/resolve/main")
+    monkeypatch.setattr(authors, "CACHE", tmp_path / "cache")
+    files = {f"whdld/{name}": hashlib.sha256(text.encode()).hexdigest() for name, text in benchmark_lists(8).items()}
+    digests = {name: authors.ListDigests(file, lines="") for name, file in files.items()}
+    monkeypatch.setattr(authors, "read_digests", lambda: digests)
     options = DataOptions(dataset="whdld", partition="1/8")
     data = open_source(options)
     assert [len(part) for part in (data.labeled, data.unlabeled, data.validation)] == [1, 7, 2]
@@ -156,9 +153,9 @@ def test_images_come_from_the_hub_and_lists_are_downloaded_once(hub, tmp_path, m
     assert not lists_hub.requests
     lists_hub.shutdown()
     lists_hub.server_close()
-    monkeypatch.setattr(benchmarks, "CACHE", tmp_path / "other")
+    monkeypatch.setattr(authors, "CACHE", tmp_path / "other")
     with pytest.raises(UserError, match=r"1_8/labeled.txt cannot be downloaded: .* name a copy .* with `splits_dir`"):
-        benchmarks.load_lists("whdld", 8)
+        authors.load_lists("whdld", 8)
 
 
 def test_data_that_cannot_be_downloaded_is_named(hub, local_copy):

@@ -1,12 +1,17 @@
+import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from helpers import open_folder
 from PIL import Image
 
 from co2s_hf.data.export import check_tiles, description, prepared, tile_boxes
 from co2s_hf.data.options import DataOptions
+from co2s_hf.data.reading import LabelRule
+from co2s_hf.data.samples import FEATURES, Samples
 from co2s_hf.data.sources import open_source
 from co2s_hf.utils.errors import UserError
 
@@ -74,3 +79,26 @@ def test_grey_images_stay_grey(tmp_path):
 def test_an_overlap_needs_a_tile_size():
     with pytest.raises(ValueError, match="`tile_overlap` is 8; it goes with `tile_size`"):
         check_tiles(None, 8)
+
+
+@pytest.mark.parametrize(
+    ("original", "kept", "converted"),
+    [
+        (None, "", ""),
+        ("../../a.tif", "a.tif", "a.png"),
+        (r"..\..\a.tif", "a.tif", "a.png"),
+        ("..", "", ""),
+        ("a\nb\0.tif", "a_b_.tif", "a_b_.png"),
+    ],
+)
+def test_names_of_rows_are_exported_without_folders(original, kept, converted, tmp_path):
+    """The original names in a data set may come from anywhere. A later program may write files of these names."""
+    stream = io.BytesIO()
+    Image.new("L", (4, 4)).save(stream, format="PNG")
+    cell = {"bytes": stream.getvalue(), "path": original}
+    table = Dataset.from_dict({"image": [cell], "label": [cell], "row": ["train[0]"]}, features=FEATURES)
+    samples = Samples(table, label_rule=LabelRule(label_map=((0, 1),)))
+    source = SimpleNamespace(labeled=samples, unlabeled=samples, validation=samples)
+    (row,) = prepared(source, cache_dir=tmp_path)["labeled"].with_format("arrow")[:].to_pylist()
+    assert (row["image"]["path"] or "", row["label"]["path"] or "") == (kept, converted)
+    assert np.asarray(Image.open(io.BytesIO(row["label"]["bytes"]))).tolist() == [[1] * 4] * 4

@@ -53,12 +53,46 @@ def test_classes_are_read_with_what_belongs_to_them(tmp_path):
         ('[{"name": "water", "concepts": "lake"}]', r"gives 'water' the concepts lake; expected a list of words"),
         ('{"classes": [{"name": "a"}], "ignore_index": "none"}', r"gives the ignore_index none; expected a number"),
         ("{", r"classes.json cannot be read as JSON"),
+        ('"water"', "classes.json must be a list in label order"),
+        ('{"classes": {"water": [0, 0, 255]}}', "classes.json must be a list in label order"),
+        ('{"names": ["water"]}', "classes.json must be a list in label order"),
+        ('["water"]', "classes.json must be a list in label order"),
+        ('[{"name": 1}]', "classes.json must be a list in label order"),
+        ('[{"name": " "}]', "with a name for every class.*A name is one line of text"),
+        ('[{"name": "water\\u001b[2J"}]', "with a name for every class.*A name is one line of text"),
+        ('[{"name": "water", "color": [0, 0, 256]}]', r"gives 'water' the color \[0, 0, 256\]; expected three"),
+        ('[{"name": "water", "color": [0, 0]}]', r"gives 'water' the color \[0, 0\]; expected three numbers"),
+        ('[{"name": "water", "color": [true, 0, 0]}]', r"gives 'water' the color \[True, 0, 0\]; expected three"),
+        ('[{"name": "water", "color": [0.5, NaN, 0]}]', r"gives 'water' the color \[0.5, nan, 0\]; expected three"),
+        ('[{"name": "water", "color": null}]', "gives 'water' the color None; expected three numbers"),
+        ('[{"name": "water", "concepts": ["lake", 3]}]', r"the concepts \['lake', 3\]; expected a list of words"),
+        ('{"classes": [{"name": "a"}], "ignore_index": true}', "gives the ignore_index True; expected a number"),
+        ('{"classes": [{"name": "a"}], "ignore_index": 1e400}', "gives the ignore_index inf; expected a number"),
+        ('{"classes": [{"name": "a"}], "ignore_index": 4294967296}', "gives the ignore_index 4294967296; expected"),
+        ("[" * 100_000, "classes.json cannot be read as JSON: .*recursion"),
+        ("[" + "9" * 5000 + "]", "classes.json cannot be read as JSON: Exceeds the limit"),
+        (str([{"name": f"c{n}"} for n in range(256)]).replace("'", '"'), "has 256 classes; expected at most 255"),
+        (" " * 2**20 + "[]", "classes.json has 1048578 bytes; expected .* at most 1048576 bytes"),
     ],
+    ids=lambda value: value[:40] if len(value) > 40 else None,
 )
 def test_malformed_classes_are_refused(tmp_path, text, message):
     (tmp_path / "classes.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         read_classes(tmp_path / "classes.json")
+
+
+def test_a_long_value_does_not_fill_the_message(tmp_path):
+    (tmp_path / "classes.json").write_text(f'[{{"name": "{"w" * 5000}", "color": {[1] * 5000}}}]', encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        read_classes(tmp_path / "classes.json")
+    assert len(str(error.value)) < 400 + len(str(tmp_path))
+
+
+def test_classes_of_a_windows_editor_are_read(tmp_path):
+    """Notepad begins a UTF-8 file with a byte order mark."""
+    (tmp_path / "classes.json").write_text('\ufeff[{"name": "water"}]', encoding="utf-8")
+    assert read_classes(tmp_path / "classes.json").names == ["water"]
 
 
 def test_missing_and_binary_class_files_are_refused(tmp_path):

@@ -123,13 +123,6 @@ def test_broken_files_are_named_with_the_remedy(tmp_path):
         ImageRule().read(StoredFile(str(tmp_path / "gone.png")))
 
 
-def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
-    Image.new("L", (300, 300)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(UserError, match=r"bomb.png cannot be read as an image: .*exceeds limit"):
-        ImageRule().read(StoredFile(str(tmp_path / "bomb.png")))
-
-
 def label_file(tmp_path, values, mode=None) -> StoredFile:
     Image.fromarray(np.array(values, dtype=np.uint8), mode=mode).save(tmp_path / "label.png")
     return StoredFile(str(tmp_path / "label.png"))
@@ -188,6 +181,46 @@ def test_images_are_found_below_a_folder(tmp_path):
     assert find_images(tmp_path, (".txt",)) == [tmp_path / "a/notes.txt"]
     with pytest.raises(FileNotFoundError, match="gone' does not exist"):
         find_images(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "found"),
+    [
+        ("a/up", "images", ["a/deep/2.png", "b/1.png"]),
+        ("a/deep/up", "images/a", ["a/deep/2.png", "b/1.png"]),
+        ("b/far_up", ".", ["a/deep/2.png", "b/1.png", "b/far_up/other/3.png"]),
+    ],
+)
+def test_a_link_to_a_folder_above_is_followed_once(link, target, found, tmp_path):
+    images = tmp_path / "images"
+    for path in (images / "b" / "1.png", images / "a" / "deep" / "2.png", tmp_path / "other" / "3.png"):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+    (images / link).symlink_to(tmp_path / target)
+    assert [str(path.relative_to(images)) for path in find_images(images)] == found
+
+
+def test_a_folder_has_its_own_name_although_a_link_comes_first(tmp_path):
+    for name in ("set/z/1.png", "elsewhere/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "set" / "a").symlink_to("z")
+    (tmp_path / "set" / "c").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "b").symlink_to(tmp_path / "elsewhere")  # the first of two links is followed
+    (tmp_path / "set" / "3.png").symlink_to("z/1.png")  # files are found under all their names
+    found = [str(path.relative_to(tmp_path / "set")) for path in find_images(tmp_path / "set")]
+    assert found == ["3.png", "b/2.png", "z/1.png"]
+
+
+def test_label_folders_beside_images_are_left_out_on_request(tmp_path, caplog):
+    for name in ("images/1.png", "labels/1.png", "labels/deep/2.png", "alone/labels/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert len(find_images(tmp_path)) == 4 and not caplog.records
+    found = find_images(tmp_path, leave_out_labels=True)
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["alone/labels/3.png", "images/1.png"]
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"'{tmp_path / 'labels'}' is left out, because label maps are expected")
 
 
 def test_damaged_content_of_any_kind_names_the_file(tmp_path):

@@ -3,6 +3,7 @@ import re
 import shutil
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from helpers import open_folder
@@ -88,3 +89,22 @@ def test_a_page_may_have_no_warnings(scenes_folder, tmp_path):
 def test_other_file_types_are_refused(flat_folder, tmp_path):
     with pytest.raises(UserError, match=r"The report '.*report.pdf' must be a file that ends in .html or .png"):
         write_report(open_folder(flat_folder), tmp_path / "report.pdf")
+
+
+def test_every_name_of_a_class_and_of_a_file_is_shown(flat_folder, tmp_path):
+    """Names are neither mathematics nor several lines, and equal short names are different rows."""
+    names = ["$\\frac$ 1\n2", "images", "x" * 100 + "a" * 20, "x" * 100 + "b" + "a" * 19]
+    for kind in ("images", "labels"):
+        (flat_folder / kind / "labeled0.png").rename(flat_folder / kind / "labeled$0^.png")
+    path = flat_folder / "splits" / "labeled.txt"
+    lines = "images/labeled$0^.png labels/labeled$0^.png\nimages/labeled1.png labels/labeled1.png\n"
+    path.write_text(lines, encoding="utf-8")
+    data = open_folder(flat_folder, class_names=names)
+    rows = [line[:40].strip() for line in data_table(data).splitlines()[1:]]
+    shown = "x" * 26 + "…" + "a" * 13
+    assert rows == ["images", "width, px", "height, px", "$\\frac$ 1 2", "images", shown, shown]
+    write_report(data, tmp_path / "report.png")
+    with matplotlib.rc_context({"text.parse_math": False}):
+        write_report(data, tmp_path / "literal.png")
+    pictures = [read_picture(tmp_path / f"{name}.png") for name in ("report", "literal")]
+    assert np.array_equal(*pictures)

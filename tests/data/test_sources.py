@@ -75,12 +75,89 @@ def test_classes_are_counted_if_nothing_names_them(folder):
     assert data.class_concepts is None
 
 
-def test_a_trained_model_names_the_classes_if_the_data_does_not(folder):
+@pytest.fixture
+def unnamed(folder) -> Path:
+    """The drawn folder without class names; its labels are 0, 1 and 2."""
     (folder / "classes.json").unlink()
-    for path in (folder / "labels").glob("*.png"):
-        Image.fromarray(np.asarray(Image.open(path)) // 2).save(path)
-    data = open_source(DataOptions(data_dir=str(folder)), config=make_config())
+    change_labels(folder, lambda values: values // 2)
+    return folder
+
+
+def change_labels(folder, change, prefix=""):
+    for path in (folder / "labels").glob(f"{prefix}*.png"):
+        Image.fromarray(change(np.asarray(Image.open(path)))).save(path)
+
+
+def open_for_model(folder, needed=("validation",), config=None, class_names=None, **settings):
+    options = DataOptions(data_dir=str(folder), class_names=class_names)
+    return open_source(options, config=config or make_config(), needed=needed, **settings)
+
+
+def doubts(data) -> list[str]:
+    """Messages about classes without names."""
+    return [finding.message for finding in data.findings if finding.kind == "classes without names"]
+
+
+@pytest.mark.parametrize("needed", [("validation",), SPLITS])
+def test_labels_without_names_are_taken_as_the_classes_of_a_model_with_a_warning(unnamed, needed):
+    data = open_for_model(unnamed, needed)
     assert data.id2label == {0: "land", 1: "road", 2: "water"}
+    (message,) = doubts(data)
+    assert "taken as the classes of the model: 0 = land, 1 = road, 2 = water. If this is right, say so: " in message
+    assert "`class_names=['land', 'road', 'water']`. Otherwise name the classes of the data" in message
+
+
+def test_named_classes_are_not_doubted(unnamed, scenes_folder):
+    named = open_for_model(unnamed, class_names=["land", "road", "water"])
+    assert named.id2label == {0: "land", 1: "road", 2: "water"} and not doubts(named)
+    other = open_for_model(unnamed, class_names=["roof", "lawn", "lake"])
+    assert other.id2label == {0: "roof", 1: "lawn", 2: "lake"} and not doubts(other)
+    assert not doubts(open_for_model(scenes_folder))  # by its classes.json
+
+
+@pytest.mark.parametrize("highest", [0, 1])
+def test_fewer_labels_than_classes_of_a_model_need_names(unnamed, highest):
+    change_labels(unnamed, lambda values: np.minimum(values, highest).astype(np.uint8))
+    message = (
+        rf"The model has 3 classes \(0 = land, 1 = road, 2 = water\), but the highest label of the data is {highest}, "
+        r".* say so: `class_names=\['land', 'road', 'water'\]`. Otherwise name the classes of the data"
+    )
+    for needed in (("validation",), SPLITS):
+        with pytest.raises(UserError, match=message):
+            open_for_model(unnamed, needed)
+    data = open_for_model(unnamed, class_names=["land", "road", "water"])
+    assert data.id2label == {0: "land", 1: "road", 2: "water"} and not doubts(data)
+
+
+def test_a_class_may_be_missing_in_the_validation_set(unnamed):
+    """The labels of the training images show that the data has as many classes as the model."""
+    change_labels(unnamed, lambda values: np.minimum(values, 1).astype(np.uint8), "validation_")
+    assert len(doubts(open_for_model(unnamed))) == 1
+    change_labels(unnamed, lambda values: np.where(values == 1, 0, values).astype(np.uint8))
+    assert len(doubts(open_for_model(unnamed, SPLITS))) == 1  # a lower class may be missing everywhere
+
+
+def test_more_labels_than_classes_of_a_model_are_errors(unnamed):
+    change_labels(unnamed, lambda values: values + 1)
+    with pytest.raises(UserError, match=r"has the label 3 .* but 3 classes have the labels 0 to 2"):
+        open_for_model(unnamed)
+
+
+def test_a_model_without_class_names_fits_its_own_data(unnamed):
+    config = make_config(id2label={index: f"class_{index}" for index in range(3)})
+    change_labels(unnamed, lambda values: np.minimum(values, 1).astype(np.uint8))
+    data = open_for_model(unnamed, config=config)
+    assert list(data.id2label.values()) == ["class_0", "class_1", "class_2"] and not doubts(data)
+
+
+def test_images_to_predict_need_no_label_maps(unnamed):
+    for path in (unnamed / "labels").glob("validation_*"):
+        path.write_bytes(b"no label map")
+    data = open_for_model(unnamed, with_labels=False)
+    assert data.scans["validation"].labels is None and len(data.scans["validation"].images) == 2
+    assert data.id2label == {0: "land", 1: "road", 2: "water"} and not data.findings
+    with pytest.raises(UserError, match=r"2 errors\.\nunreadable files"):
+        open_for_model(unnamed)
 
 
 def test_a_trained_model_gives_the_rule_for_images():

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import rasterio
 from helpers import PLACE, write_raster
+from hostile import SECRET, WebServer, mosaic, tiff
 
 from co2s_hf.geo.rasters import SceneRaster, UnreadableScene
 from co2s_hf.utils.errors import UserValueError
@@ -62,3 +63,75 @@ def test_scenes_without_metres_and_missing_bands_are_refused(tmp_path):
         UnreadableScene, match=r"band 3 \(\w+\): uint8, 1 to 1. There is no band 7. Choose .*`bands=\(3, 2, 1\)`"
     ):
         SceneRaster(str(tmp_path / "scene.tif"), bands=(1, 2, 7))
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = WebServer(tmp_path)
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.TIFF", "a.jp2", "a.img", "a.png", "a.jpg", "a.webp", "a.bmp"])
+def test_a_file_is_opened_as_what_its_name_says(name, server, tmp_path):
+    write_raster(tmp_path / "private.tif", np.full((3, 8, 8), SECRET, dtype=np.uint16), **PLACE)
+    for source in (str(tmp_path / "private.tif"), f"/vsicurl/{server.url}/x.tif"):
+        (tmp_path / name).write_text(mosaic(source))
+        with pytest.raises(UnreadableScene, match=rf"{name} cannot be read: .*not recognized") as error:
+            SceneRaster(str(tmp_path / name))
+        assert str(SECRET) not in str(error.value)
+    (tmp_path / "web" / "false.tif").write_text(mosaic(str(tmp_path / "private.tif")))
+    with pytest.raises(UnreadableScene, match=r"false.tif.* cannot be read"):
+        SceneRaster(f"{server.url}/false.tif")
+    assert all("x.tif" not in request for request in server.requests())
+
+
+def test_scenes_of_other_formats_are_opened(tmp_path):
+    values = np.random.default_rng(0).integers(1, 4000, (3, 8, 8)).astype(np.uint16)
+    for name, driver in (("a.img", "HFA"), ("b.img", "ENVI"), ("c.pix", "PCIDSK"), ("d:1.tif", "GTiff")):
+        write_raster(tmp_path / name, values, **PLACE, driver=driver)
+        with SceneRaster(str(tmp_path / name)) as scene:
+            assert np.array_equal(scene.read(slice(0, 8), slice(0, 8))[0], values)
+    with SceneRaster(f"GTIFF_DIR:1:{tmp_path / 'd:1.tif'}") as scene:  # GDAL's own name of a part of a file
+        assert np.array_equal(scene.read(slice(0, 8), slice(0, 8))[0], values)
+
+
+@pytest.mark.parametrize("place", ["tag", "a.tif.aux.xml", "a.tif.ovr", "a.tif.msk"])
+def test_a_scene_cannot_name_a_file_with_overviews(place, server, tmp_path):
+    path = write_raster(tmp_path / "a.tif", np.ones((3, 600, 600), dtype=np.uint16), **PLACE)
+    address = f"/vsicurl/{server.url}/x.tif"
+    if place == "tag":
+        with rasterio.open(path, "r+") as raster:
+            raster.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=address)
+    elif place == "a.tif.aux.xml":
+        tag = f'<Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">{address}</MDI></Metadata>'
+        (tmp_path / place).write_text(f"<PAMDataset>{tag}</PAMDataset>")
+    else:
+        (tmp_path / place).write_text(mosaic(address))
+    with pytest.raises(UnreadableScene, match=r"a.tif names another file|a.tif.(ovr|msk) is no GeoTIFF"):
+        SceneRaster(str(path)).sample(60)
+    assert server.requests() == []
+
+
+def test_overviews_and_masks_beside_a_scene_are_used(tmp_path):
+    path = write_raster(tmp_path / "a.tif", np.ones((3, 600, 600), dtype=np.uint16), **PLACE)
+    write_raster(tmp_path / "a.tif.ovr", np.full((3, 300, 300), 7, dtype=np.uint16))
+    mask = np.zeros((1, 600, 600), dtype=np.uint8)
+    mask[:, :, 300:] = 255
+    with rasterio.open(
+        tmp_path / "a.tif.msk", "w", driver="GTiff", dtype="uint8", width=600, height=600, count=1
+    ) as file:
+        file.write(mask)
+        file.update_tags(INTERNAL_MASK_FLAGS_1="2", INTERNAL_MASK_FLAGS_2="2", INTERNAL_MASK_FLAGS_3="2")
+    with SceneRaster(str(path)) as scene:
+        values, valid = scene.sample(300)
+        assert (values == 7).all() and not valid[:, :150].any() and valid[:, 150:].all()
+
+
+def test_scenes_with_huge_blocks_or_many_bands_are_refused(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff(16, 16, tile=60_000))
+    with pytest.raises(UnreadableScene, match=r"a.tif has blocks of 60000 x 60000 pixels, 6.7 GiB; .*smaller blocks"):
+        SceneRaster(str(tmp_path / "a.tif"))
+    write_raster(tmp_path / "b.tif", np.ones((400, 4, 4), dtype=np.uint16), **PLACE)
+    with SceneRaster(str(tmp_path / "b.tif")) as scene:
+        assert scene.held().count("\n") == 31 and scene.held().endswith("\n  and 370 more")

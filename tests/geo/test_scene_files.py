@@ -56,3 +56,17 @@ def test_maps_are_planned_outside_the_scenes_and_shared_among_processes(folder):
         plan_maps(["one"], "one/map.tif")
     shares = shared_out(maps, 2)
     assert [list(share) for share in shares] == [["scenes/b.JP2", "scenes/a.tif"], ["scenes/deep/a.tif"]]
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("https://me:secret@host/x/a.tif?sig=secret", "a.tif"),
+        ("/vsicurl/https://me:secret@host/a.tif?sig=secret", "a.tif"),
+        ("/vsicurl?use_head=no&url=https%3A%2F%2Fme%3Asecret%40host%2Fx%2Fa.tif%3Fsig%3Dsecret", "a.tif"),
+        ("/vsicurl/https://me:secret@host", "HIDDEN@host"),
+        ("https://proxy/https%3A%2F%2Fme%3Asecret%40host%3Fsecret", "https%3A%2F%2FHIDDEN@host%3FHIDDEN"),
+    ],
+)
+def test_the_name_of_an_address_has_no_secret(address, name):
+    assert scene_name(address) == name

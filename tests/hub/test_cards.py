@@ -1,6 +1,8 @@
 """A card shows the facts of the folder and of the evaluation, and nothing else."""
 
+import ast
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import yaml
 from helpers import make_model
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
 from co2s_hf.data.benchmarks import BENCHMARKS
 from co2s_hf.hub.cards import (
@@ -259,6 +262,83 @@ def test_bars_in_names_do_not_break_tables(folder, make_evaluation):
     assert r"| data | a\|b |" in text and r"| land\|sea | 50.0 |" in text
 
 
+# A name with Markdown, HTML, YAML, the marks of this package's cards, and a template.
+HOSTILE = (
+    "a|b `c` ``` *d* <script>alert(1)</script> <!-- end of the results --> [e](javascript:f) {{ 7 * 7 }} {% if %}"
+)
+HOSTILE += " \\ ' \n---\n```\n\n# g\n| h |\nlicense: i\n~~~\n\r\n---\r\n&lt; \x00\u2028end"
+SHOWN = HOSTILE.replace("\x00", " ").split()  # white space and control characters become a space
+
+
+def parsed(text):
+    """Parse the Markdown of a card."""
+    return MarkdownIt("commonmark").enable("table").parse(text)
+
+
+def structure(tokens):
+    """The kinds of blocks and of the elements in each block, without texts and ends of lines."""
+    inner = {None: [], "text": [], "softbreak": []}
+    return [
+        (token.type, [child.type for child in token.children or () if child.type not in inner])
+        for token in tokens
+        if token.type != "html_block" or token.content.startswith(("<!-- ", "<details>", "</details>"))
+    ]
+
+
+def write_named(folder, evaluation, name, base):
+    """Write a card in which the classes, the data and the base have this name; return it."""
+    make_model(id2label={0: name, 1: f"{name} 1", 2: f"{name} 2"}).save_pretrained(folder)
+    facts = training(class_names=[name, f"{name} 1", f"{name} 2"], checkpoint=base)
+    facts["data"] |= {"name": name, "id": name, "partition": name}
+    facts |= {"command": ["train", "--data_dir", name], "device": name, "versions": {name: name}, "git_revision": name}
+    (folder / "training.json").write_text(json.dumps(facts), encoding="utf-8")
+    scores = replace(evaluation.scores["fused"], iou={name: 0.5})
+    write_card(folder, replace(evaluation, data=name, scores={"fused": scores}))
+    return card_of(folder)
+
+
+def test_names_are_shown_as_they_are_and_change_nothing_else(tmp_path, make_evaluation):
+    plain = write_named(tmp_path / "plain", make_evaluation(), "plain", "models/base/plain")
+    hostile = write_named(tmp_path / "hostile", make_evaluation(), HOSTILE, HOSTILE)
+    tokens = parsed(hostile.text)
+    # "plain" may be the name of a data set on the Hub, the other name is not: there is no link.
+    without_link = write_named(tmp_path / "link", make_evaluation(), "no id!", "models/base/plain")
+    assert structure(tokens) == structure(parsed(without_link.text))
+    assert structure(parsed(plain.text)) != structure(parsed(without_link.text))
+    assert not [token for token in tokens if "script" in token.content and token.type == "html_block"]
+    texts = [
+        "".join(child.content for child in token.children if child.type == "text")
+        for token in tokens
+        if token.type == "inline"
+    ]
+    assert "".join(["Co2S adapted to ", " ".join(SHOWN)]) == " ".join(texts[0].split())
+    cells = [" ".join(text.split()) for text in texts]
+    assert cells.count(" ".join(SHOWN)) == 5  # data, partition, base, revision, and the row of the class
+    # The metadata is that of the other card but for the names, and the options are a file for --config.
+    ours, theirs = (card.data.to_dict() for card in (hostile, without_link))
+    assert ours.keys() == theirs.keys() and ours["tags"] == theirs["tags"] and "license" not in ours
+    assert ours["model-index"][0]["name"].split() == ["Co2S", "adapted", "to", *SHOWN]
+    assert ours["model-index"][0]["results"][0]["dataset"]["name"].split() == SHOWN
+    fences = {token.info: token.content for token in tokens if token.type == "fence"}
+    assert yaml.safe_load(fences["yaml"])["class_names"][0] == HOSTILE
+    in_markdown = HOSTILE.replace("\r\n", "\n").replace("\x00", "\ufffd")  # Markdown knows no others
+    assert shlex.split(fences["bash"])[-2:] == ["--data_dir", in_markdown]
+    line = next(line for line in fences["python"].splitlines() if line.startswith("segment("))
+    assert ast.literal_eval(line.split('"label": ')[1].split(', "score"')[0]).split() == SHOWN
+
+
+def test_results_with_such_names_are_replaced_and_keep_the_card(tmp_path, make_evaluation):
+    card = write_named(tmp_path / "model", make_evaluation(), HOSTILE, HOSTILE)
+    scores = make_evaluation().scores["fused"]
+    again = make_evaluation(data=HOSTILE, scores={"fused": replace(scores, iou={HOSTILE: 0.25})})
+    blocks = card.text.count("<!-- results ")
+    for _ in range(2):
+        card = ModelCard(str(with_evaluation(card, again)))
+    rows = [line for line in card.text.splitlines() if line.startswith("| a")]
+    assert len(rows) == 1 and rows[0].endswith("end | 25.0 |") and card.text.count("<!-- results ") == blocks == 1
+    assert [r.metric_value for r in card.data.eval_results if r.metric_name == "Mean IoU, fused"] == [0.5]
+
+
 def test_command_repeats_the_launch_without_publishing_and_resuming():
     facts = training()
     assert reproduce_command(facts) == "accelerate launch -m co2s_hf train --data_dir 'my fields'"
@@ -276,11 +356,11 @@ def test_command_repeats_the_launch_without_publishing_and_resuming():
 
 def test_secrets_and_the_home_folder_are_removed(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    text = f"--token hf_AbCdEfGhIjKlMn --dataset_name https://me:secret@host/lists --data_dir {tmp_path}/fields"
-    assert without_secrets(text) == "--token hf_... --dataset_name https://...@host/lists --data_dir ~/fields"
-    assert without_secrets("https://ghp_123@host/x and (https://host/x?token=abc&b=1)") == (
-        "https://...@host/x and (https://host/x?...)"
-    )
+    token = "hf_" + 30 * "a"
+    text = f"--token {token} --dataset_name https://me:secret@host/lists --data_dir {tmp_path}/fields"
+    assert without_secrets({"command": [text]}) == {
+        "command": ["--token hf_HIDDEN --dataset_name https://HIDDEN@host/lists --data_dir ~/fields"]
+    }
     assert without_secrets(f"{tmp_path}ice/x /other{tmp_path}/x") == f"{tmp_path}ice/x /other{tmp_path}/x"
 
 

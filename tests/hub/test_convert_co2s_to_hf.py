@@ -1,11 +1,13 @@
 """The authors' checkpoints are converted to a model and back without changing a bit."""
 
 import re
+import shutil
 
 import pytest
 import torch
 from helpers import make_config, make_model
 from local_hub import Blob
+from safetensors.torch import load_file
 
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.hub.convert_co2s_to_hf import (
@@ -206,3 +208,76 @@ def test_existing_output_is_not_overwritten(converted_folder, original_checkpoin
             original_checkpoints["clip"], original_checkpoints["dinov3"], converted_folder, "whdld", **parity_sizes
         )
     assert (converted_folder / "model.safetensors").read_bytes() == before
+
+
+def test_a_model_of_an_earlier_version_is_converted_back(converted_folder, original_checkpoints, tmp_path):
+    """Its file has other names for the weights of DINOv3's layers."""
+    model = Co2SForSemanticSegmentation.from_pretrained(converted_folder)
+    model.save_pretrained(tmp_path / "old", save_original_format=True)
+    assert any(".vision_model.layer." in name for name in load_file(tmp_path / "old" / "model.safetensors"))
+    convert_to_original(tmp_path / "old", tmp_path / "back")
+    for student, name in CHECKPOINT_NAMES.items():
+        expected, found = (
+            load_original(path, student) for path in (original_checkpoints[student], tmp_path / "back" / name)
+        )
+        same = [torch.equal(found[key], value) for key, value in expected.items() if not key.endswith("qkv.bias")]
+        assert found.keys() >= expected.keys() - {"backbone.rope_embed.periods"} and all(same) and len(same) > 50
+
+
+def test_damaged_files_are_refused_at_every_place(tmp_path):
+    """Each damage makes torch raise another type of error."""
+    torch.save({"model": {f"module.{n}": torch.ones(2) for n in range(3)}}, tmp_path / "good.pth")
+    content = (tmp_path / "good.pth").read_bytes()
+    refused = set()
+    for place in range(0, len(content), 7):
+        for damaged in (content[:place], content[:place] + bytes([content[place] ^ 0x86]) + content[place + 1 :]):
+            (tmp_path / "bad.pth").write_bytes(damaged)
+            try:
+                load_original(tmp_path / "bad.pth", "clip")
+            except UserError as error:
+                refused.add(type(error.__cause__).__name__)
+    assert {"RuntimeError", "UnpicklingError", "UnicodeDecodeError"} <= refused
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"module.x": 5}, r"holds 'module.x' under 'model', which is not a name with a tensor"),
+        ({7: torch.ones(1)}, r"holds '7' under 'model', which is not a name with a tensor"),
+        (
+            {"module.x": torch.tensor([1.0, torch.nan])},
+            r"'module.x' of .*best_clip.pth' contains NaN or infinite values",
+        ),
+    ],
+)
+def test_files_with_other_values_than_finite_tensors_are_refused(weights, message, tmp_path):
+    torch.save({"model": weights}, tmp_path / "best_clip.pth")
+    with pytest.raises(UserError, match=message):
+        load_original(tmp_path / "best_clip.pth", "clip")
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("module.backbone.patch_embed.projection.weight", (4,)),
+        ("module.backbone.pos_embed", (3,)),
+        ("module.decode_head.conv1.weight", (0, 1, 7, 7)),
+    ],
+)
+def test_shapes_of_other_models_are_refused(key, shape, original_checkpoints, parity_sizes, tmp_path):
+    def change(weights):
+        weights[key] = torch.zeros(shape)
+
+    broken = write_changed(original_checkpoints["clip"], tmp_path / "best_clip.pth", change)
+    with pytest.raises(UserError, match=r"The shapes of the weights are not those of the authors' models: "):
+        convert(broken, original_checkpoints["dinov3"], tmp_path / "model", "whdld", **parity_sizes)
+    assert not (tmp_path / "model").exists()
+
+
+def test_models_that_do_not_load_are_not_converted_back(converted_folder, tmp_path):
+    shutil.copytree(converted_folder, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"model' cannot be loaded; expected the folder of a model of this package"):
+        convert_to_original(tmp_path / "model", tmp_path / "back")
+    assert not (tmp_path / "back").exists()

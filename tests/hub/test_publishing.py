@@ -15,6 +15,7 @@ from isolation import make_environment, run_isolated
 from PIL import Image
 from safetensors.torch import load_file
 
+import co2s_hf
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.cli.arguments import CardArguments
 from co2s_hf.cli.train import COMMAND
@@ -103,8 +104,8 @@ def test_push_to_hub_of_transformers_includes_the_code(hub, folder):
     model.push_to_hub("user/direct")
     Co2SImageProcessor.from_pretrained(folder).push_to_hub("user/direct")
     code = {name for name in files(hub, "user/direct") if name.endswith(".py")}
-    modules = ("adapters", "configuration", "image_processing", "modeling", "text_guidance")
-    assert code == {f"{name}_co2s.py" for name in modules}
+    assert code == {path.name for path in (Path(co2s_hf.__file__).parent / "model").glob("*_co2s.py")}
+    assert {"configuration_co2s.py", "modeling_co2s.py", "image_processing_co2s.py"} <= code
     assert "custom_pipelines" in json.loads(files(hub, "user/direct")["config.json"].data)
 
 
@@ -236,6 +237,34 @@ def test_results_of_a_branch_are_added_to_the_card_of_the_branch(hub, folder, sc
     assert read_metrics(tmp_path / "local")["fused"] == read_metrics(tmp_path / "hub")["fused"]
     assert "IoU of every class" in files(hub, "user/two", "v1")["README.md"].data.decode()
     assert "IoU of every class" not in files(hub, "user/two")["README.md"].data.decode()
+
+
+def test_results_on_a_new_branch_are_those_of_main(hub, folder, scenes_folder, tmp_path):
+    labels = ["building", "road", "pavement", "vegetation", "bare soil", "water"]
+    model = make_model(crop_size=16, id2label=dict(enumerate(labels)), palette=None)
+    model.save_pretrained(folder)
+    publish(folder, claim_repository("user/one"))
+    words = ("evaluate", "--data_dir", scenes_folder, "--use_cpu", "--crop_size", 48, "--checkpoint")
+    local = run_command(*words, folder, "--output_dir", tmp_path / "local")
+    assert local.returncode == 0, local.stderr
+    new = ("--hub_revision", "new", "--push_to_hub", "--output_dir", tmp_path / "hub")
+    done = run_command(*words, "user/one", *new)
+    assert done.returncode == 0, done.stderr
+    assert "user/one has no branch new. It is made from main, and evaluated." in done.stdout
+    assert read_metrics(tmp_path / "local")["fused"] == read_metrics(tmp_path / "hub")["fused"]
+    assert "IoU of every class" in files(hub, "user/one", "new")["README.md"].data.decode()
+    assert "IoU of every class" not in files(hub, "user/one")["README.md"].data.decode()
+    mistyped = run_command(*words, "user/noe", *new[:-1], tmp_path / "other")
+    assert mistyped.returncode == 1 and "user/noe" in mistyped.stderr and len(hub.repositories) == 1
+
+
+def test_a_training_refuses_a_public_repository_if_a_private_one_was_requested(hub, scenes_folder, tmp_path):
+    repository = hub.create("model", "user/open")
+    words = ("--data_dir", scenes_folder, "--max_train_steps", 1, "--crop_size", 16, "--use_cpu", "--from_scratch")
+    words += ("--push_to_hub", "--hub_model_id", "user/open", "--hub_private_repo", "--output_dir", tmp_path / "run")
+    done = run_command("train", *words)
+    assert done.returncode == 1 and "user/open exists and is public, but a private one was requested" in done.stderr
+    assert len(repository.trees) == 1 and not (tmp_path / "run").exists()
 
 
 def test_mistyped_name_creates_no_repository(hub, scenes_folder, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import make_model, save_checkpoint
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 
 from co2s_hf import Co2SForSemanticSegmentation
 
@@ -147,3 +148,122 @@ def test_unknown_names_are_refused(base_folder, adapter_folder):
         model.set_adapter("five")
     with pytest.raises(ValueError, match="There is no adapter 'five' to delete; loaded: four"):
         model.delete_adapter("five")
+
+
+def changed_adapter(adapter_folder, folder, name, change):
+    """Copy the adapter, and change the content of one of its JSON files."""
+    shutil.copytree(adapter_folder, folder)
+    content = json.loads((folder / name).read_text(encoding="utf-8"))
+    change(content)
+    (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def assert_refused(base_folder, folder, message, images):
+    """Check that an adapter is refused, and that the model is then as before."""
+    model = Co2SForSemanticSegmentation.from_pretrained(base_folder)
+    expected, names, config = predict(model, images), set(model.state_dict()), model.config.to_dict()
+    with pytest.raises(ValueError, match=message):
+        model.load_adapter(folder)
+    assert torch.equal(predict(model, images), expected) and set(model.state_dict()) == names
+    assert model.config.to_dict() == config
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("palette", [[1, 2, 3]], r"co2s_adapter.json of the adapter .* `palette` has 1 colours for 4 classes"),
+        ("clip_temperature", 0.0, r"`clip_temperature` is 0.0; it must be a finite number above 0"),
+        ("fusion", "best", r"`fusion` is 'best'; choose one of"),
+        ("image_scale", [[0, float("nan")]], r"`image_scale` is \[\[0, nan\]\]; expected pairs"),
+        ("crop_size", "large", r"Field 'crop_size'.*large"),
+        ("class_concepts", {"Feld": ["field"]}, r"`class_concepts` describes \['Feld'\]"),
+        ("id2label", {"0": "a", "1": "a", "2": "b", "3": "c"}, r"`id2label` names a class twice"),
+        ("id2label", "Feld", r"co2s_adapter.json of the adapter .* is damaged"),
+    ],
+)
+def test_fields_of_an_adapter_are_validated(base_folder, adapter_folder, tmp_path, images, field, value, message):
+    def change(content):
+        content["config"][field] = value
+
+    folder = changed_adapter(adapter_folder, tmp_path / "changed", "co2s_adapter.json", change)
+    assert_refused(base_folder, folder, f"(?s){message}", images)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"config": {}, "base": {}}', '{"config": 1, "base": {}}', "{"], ids=str
+)
+def test_damaged_adapter_files_are_refused(base_folder, adapter_folder, tmp_path, images, text):
+    shutil.copytree(adapter_folder, tmp_path / "damaged")
+    (tmp_path / "damaged" / "co2s_adapter.json").write_text(text, encoding="utf-8")
+    assert_refused(base_folder, tmp_path / "damaged", r"co2s_adapter.json of the adapter .* is damaged \(", images)
+
+
+VALUE_UPDATE = "base_model.model.dinov3.encoder.vision_model.model.layer.0.attention.v_proj.lora_B.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop(VALUE_UPDATE), r"1 missing \(such as 'dinov3.*layer.0.attention.v_proj.lora_B.weight'\)"),
+        (lambda w: w.update(x=torch.ones(1)), r"1 unknown \(such as 'x'\)"),
+        (lambda w: w.update({VALUE_UPDATE: torch.ones(3, 3)}), r"size mismatch for dinov3.*v_proj.lora_B"),
+        (lambda w: w[VALUE_UPDATE].fill_(torch.nan), r"v_proj.lora_B.weight' of the adapter .* contains NaN"),
+    ],
+    ids=["missing", "unknown", "shape", "nan"],
+)
+def test_weights_of_an_adapter_that_do_not_fit_are_refused(
+    base_folder, adapter_folder, tmp_path, images, change, message
+):
+    shutil.copytree(adapter_folder, tmp_path / "changed")
+    path = tmp_path / "changed" / "adapter_model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, {"format": "pt"})
+    assert_refused(base_folder, tmp_path / "changed", message, images)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"peft_type": "XLORA", "adapters": {"0": "stranger/adapter"}, "hidden_size": 16}, r"has the type X-LoRA"),
+        ({"peft_type": "unknown"}, r"adapter_config.json of the adapter .* cannot be read \(KeyError"),
+        ({"r": "many"}, r"does not fit .*'str' and 'int'"),
+        (
+            {"peft_type": "PROMPT_TUNING", "tokenizer_name_or_path": "stranger/words"},
+            r"does not fit .*prompt learning",
+        ),
+    ],
+    ids=["xlora", "unknown", "rank", "prompt"],
+)
+def test_an_adapter_does_not_make_other_repositories_load(
+    hub, base_folder, adapter_folder, tmp_path, images, fields, message
+):
+    folder = changed_adapter(adapter_folder, tmp_path / "changed", "adapter_config.json", lambda c: c.update(fields))
+    assert_refused(base_folder, folder, message, images)
+    assert not [request for request in hub.requests if "stranger" in str(request)]
+
+
+def test_pickled_weights_of_an_adapter_are_not_read(base_folder, adapter_folder, tmp_path):
+    shutil.copytree(adapter_folder, tmp_path / "pickled")
+    weights = load_file(tmp_path / "pickled" / "adapter_model.safetensors")
+    (tmp_path / "pickled" / "adapter_model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pickled" / "adapter_model.bin")
+    with pytest.raises(OSError, match=r"adapter_model.safetensors"):
+        load(base_folder, tmp_path / "pickled")
+
+
+def test_an_adapter_loads_the_base_that_it_names(hub, base_folder, adapter_folder, tmp_path, images):
+    """`from_pretrained` of an adapter loads the base in its adapter_config.json, and nothing else."""
+    expected = predict(load(base_folder, adapter_folder), images)
+    Co2SForSemanticSegmentation.from_pretrained(base_folder).push_to_hub("stranger/base")
+    hub.requests.clear()
+    name = {"base_model_name_or_path": "stranger/base"}
+    folder = changed_adapter(adapter_folder, tmp_path / "named", "adapter_config.json", lambda c: c.update(name))
+    assert torch.equal(predict(Co2SForSemanticSegmentation.from_pretrained(folder), images), expected)
+    asked = [request for request in hub.requests if "/resolve/" in str(request)]
+    assert asked and all("/stranger/base/resolve/" in str(request) for request in asked)
+    name["base_model_name_or_path"] = str(tmp_path / "nowhere")
+    folder = changed_adapter(adapter_folder, tmp_path / "lost", "adapter_config.json", lambda c: c.update(name))
+    with pytest.raises(OSError, match=r"nowhere"):
+        Co2SForSemanticSegmentation.from_pretrained(folder)

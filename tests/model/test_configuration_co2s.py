@@ -1,5 +1,6 @@
 """The configuration: defaults, round trips, and refused values."""
 
+import json
 import re
 
 import pytest
@@ -84,7 +85,7 @@ def test_rope_augmentation_is_off_and_the_given_config_is_unchanged():
         ({"class_concepts": {"land": [], "road": ["r"], "water": ["w"]}}, "no concept for ['land']"),
         ({"semantic_loss_ignore_index": 1}, "which is also the class 'road'"),
         ({"image_mean": [0.5]}, "`image_mean` is [0.5]; images have 3 channels"),
-        ({"clip_image_std": [1.0, 0.0, 1.0]}, "`clip_image_std` is [1.0, 0.0, 1.0]; every value must be above 0"),
+        ({"clip_image_std": [1.0, 0.0, 1.0]}, "`clip_image_std` is [1.0, 0.0, 1.0]; every value must be a finite"),
         ({"clip_logits_size": 0}, "`clip_logits_size` is 0; it must be at least 1, or None"),
         ({"clip_temperature": 0.0}, "`clip_temperature` is 0.0; it must be a finite number above 0"),
         ({"dinov3_temperature": -1}, "`dinov3_temperature` is -1; it must be a finite number above 0"),
@@ -99,6 +100,16 @@ def test_rope_augmentation_is_off_and_the_given_config_is_unchanged():
         ({"clip_config": {**BACKBONE, "hidden_size": 16, "image_size": 8}}, "`clip_config` has `image_size` 8"),
         ({"clip_config": {**BACKBONE, "hidden_size": 16, "projection_dim": 0}}, "`projection_dim` 0"),
         ({"dinov3_image_std": [1.0, float("nan"), 1.0]}, "`dinov3_image_std` is [1.0, nan, 1.0]; every value must be"),
+        ({"image_mean": [0.5, float("nan"), 0.5]}, "`image_mean` is [0.5, nan, 0.5]; every value must be"),
+        ({"clip_image_std": [1.0, float("inf"), 1.0]}, "`clip_image_std` is [1.0, inf, 1.0]; every value must be"),
+        ({"image_bands": [3, 0, 1]}, "`image_bands` is [3, 0, 1]; bands are counted from 1"),
+        ({"image_bands": []}, "`image_bands` is []"),
+        ({"image_scale": [[0, 9], [0, float("nan")]]}, "`image_scale` is [[0, 9], [0, nan]]; expected pairs"),
+        ({"image_scale": [[5, 5]]}, "`image_scale` is [[5, 5]]"),
+        ({"image_scale": [[0, 5, 9]]}, "`image_scale` is [[0, 5, 9]]"),
+        ({"image_scale": []}, "`image_scale` is []"),
+        ({"clip_config": {**BACKBONE, "num_hidden_layers": 10**9, "hidden_size": 16}}, "it must be at most 1000"),
+        ({"decoder_num_layers": 10**9}, "`decoder_num_layers` is 1000000000; it must be at most 1000"),
         ({"decoder_layer_norm_eps": -1.0}, "`decoder_layer_norm_eps` is -1.0"),
         ({"id2label": {0: "all"}, "palette": None}, "a segmentation model needs at least two classes"),
         ({"decoder_channels": "many"}, "decoder_channels"),
@@ -107,3 +118,13 @@ def test_rope_augmentation_is_off_and_the_given_config_is_unchanged():
 def test_errors_name_the_value_and_what_is_allowed(fields, message):
     with pytest.raises((StrictDataclassError, ValueError), match=re.escape(message)):
         make_config(**fields)
+
+
+def test_a_file_does_not_choose_the_code_of_the_attention(tmp_path):
+    make_config().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert "attn_implementation" not in content
+    path.write_text(json.dumps(content | {"attn_implementation": "stranger/kernel"}), encoding="utf-8")
+    assert Co2SConfig.from_pretrained(tmp_path)._attn_implementation is None
+    assert Co2SConfig.from_pretrained(tmp_path, attn_implementation="eager")._attn_implementation == "eager"

@@ -71,6 +71,13 @@ def test_classes_below_the_threshold_are_left_out(handler, image):
     assert [part["score"] for part in highest] == [max(scores)]
 
 
+def test_the_parameters_of_the_hub_are_accepted(handler, image):
+    expected = handler({"inputs": image})
+    parameters = {"subtask": "semantic", "mask_threshold": 0.9, "overlap_mask_area_threshold": 0, "threshold": None}
+    assert handler({"inputs": image, "parameters": parameters}) == expected
+    assert handler({"inputs": image, "parameters": None}) == expected
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -85,6 +92,16 @@ def test_classes_below_the_threshold_are_left_out(handler, image):
         ({"inputs": png(Image.effect_noise((64, 64), 9), "JPEG")[:200]}, r"cannot be read|damaged"),
         ({"inputs": Image.new("RGB", (8, 8)), "parameters": {"size": 3}}, r"`parameters` is \{'size': 3\}"),
         ({"inputs": Image.new("RGB", (8, 8)), "parameters": {"threshold": "0.5"}}, r"a number from 0 to 1"),
+        ({"inputs": Image.new("RGB", (8, 8)), "parameters": {"threshold": True}}, r"`threshold` is True; expected"),
+        (
+            {"inputs": Image.new("RGB", (8, 8)), "parameters": {"mask_threshold": 2}},
+            r"`mask_threshold` is 2; expected",
+        ),
+        (
+            {"inputs": Image.new("RGB", (8, 8)), "parameters": {"overlap_mask_area_threshold": float("nan")}},
+            r"`overlap_mask_area_threshold` is nan; expected a number from 0 to 1",
+        ),
+        ({"inputs": Image.new("RGB", (8, 8)), "parameters": {"subtask": "panoptic"}}, r"`subtask` is 'panoptic'"),
         ({"inputs": Image.new("RGB", (8, 8)), "parameters": [1]}, r"`parameters` is \[1\]"),
     ],
 )

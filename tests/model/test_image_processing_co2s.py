@@ -1,5 +1,6 @@
 """The image processor: values, labels, label maps, refused inputs; and the pipeline within this package."""
 
+import json
 import re
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from co2s_hf import Co2SImageProcessor
+from co2s_hf import Co2SImageProcessor, Co2SImageSegmentationPipeline
 
 
 RNG = np.random.default_rng(0)
@@ -142,6 +143,71 @@ def test_pipeline_returns_the_masks_of_the_label_map(model, tmp_path, caplog):
     for segment in segments:
         expected = 255 * (labels == model.config.label2id[segment["label"]])
         np.testing.assert_array_equal(np.asarray(segment["mask"]), expected)
+
+
+def test_the_statistics_of_a_call_set_the_number_of_bands():
+    bands = RNG.integers(0, 256, size=(5, 7, 4), dtype=np.uint8)
+    mean, std = [0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]
+    expected = ((bands / 255 - np.array(mean)) / np.array(std)).transpose(2, 0, 1)
+    for image in (bands, bands.transpose(2, 0, 1)):
+        found = Co2SImageProcessor()(image, image_mean=mean, image_std=std, return_tensors="np")["pixel_values"]
+        np.testing.assert_allclose(found, expected[None], atol=1e-5)
+    found = Co2SImageProcessor()(bands / 255, image_mean=mean, image_std=std, do_rescale=False)["pixel_values"]
+    np.testing.assert_allclose(found[0], expected, atol=1e-5)
+    with pytest.raises(ValueError, match=r"shape \(5, 7, 3\), which has neither 4 bands"):
+        Co2SImageProcessor()(PIXELS, image_mean=mean, image_std=std)
+    found = Co2SImageProcessor()(PIXELS, image_mean=0.5, image_std=0.25, return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(found[0], (PIXELS.transpose(2, 0, 1) / 255 - 0.5) / 0.25, atol=1e-5)
+
+
+WRONG_STATISTICS = [
+    ({"image_std": [0.2, 0.0, 0.2]}, "`image_std` is"),
+    ({"image_std": 0.0}, "`image_std` is 0.0; expected finite numbers above 0, one per band"),
+    ({"image_std": [0.2, float("nan"), 0.2]}, "`image_std` is"),
+    ({"image_std": [0.2, 0.2, float("inf")]}, "`image_std` is"),
+    ({"image_std": [0.2, -0.2, 0.2]}, "`image_std` is"),
+    ({"image_std": []}, "`image_std` is"),
+    ({"image_std": [0.2, 0.2]}, "`image_mean` has 3 values and `image_std` has 2"),
+    ({"image_mean": [0.5, 0.5, float("nan")]}, "`image_mean` is"),
+    ({"image_mean": [0.5, 0.5]}, "`image_mean` has 2 values and `image_std` has 3"),
+    ({"rescale_factor": 0.0}, "`rescale_factor` is 0.0; expected a finite number above 0"),
+    ({"rescale_factor": float("nan")}, "`rescale_factor` is nan"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), WRONG_STATISTICS)
+def test_statistics_that_give_every_image_the_same_values_are_refused(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Co2SImageProcessor(**settings)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Co2SImageProcessor()(PIXELS, **settings)
+    Co2SImageProcessor().save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | settings), encoding="utf-8")
+    for loader in (Co2SImageProcessor, AutoImageProcessor):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            loader.from_pretrained(tmp_path)
+
+
+def test_statistics_that_are_no_numbers_are_refused(tmp_path):
+    Co2SImageProcessor().save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    for value in (["a", "b", "c"], "0.5", [True, True, True], {"red": 1}):
+        path.write_text(json.dumps({"image_std": value}), encoding="utf-8")
+        with pytest.raises(ValueError, match=r"`image_std` is .* expected finite numbers above 0"):
+            Co2SImageProcessor.from_pretrained(tmp_path)
+
+
+def test_the_pipeline_accepts_the_parameters_of_the_hub(model):
+    """As in transformers, the thresholds of overlapping masks have no effect on semantic segmentation."""
+    processor = Co2SImageProcessor.from_model_config(model.config)
+    segment = Co2SImageSegmentationPipeline(model=model, image_processor=processor)
+    image = Image.fromarray(PIXELS)
+    expected = segment(image)
+    assert expected and all(0 < part["score"] <= 1 for part in expected)
+    assert segment(image, subtask="semantic", mask_threshold=0.9, overlap_mask_area_threshold=0.1) == expected
+    highest = max(part["score"] for part in expected)
+    assert [part["score"] for part in segment(image, threshold=highest, mask_threshold=0.5)] == [highest]
 
 
 NAN_IMAGE = PIXELS.astype(np.float32)

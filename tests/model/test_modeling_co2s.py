@@ -145,6 +145,17 @@ def test_loss_is_the_sum_of_both_cross_entropies_over_pixels_that_count(model, i
     assert torch.equal(model(images, labels=labels, return_dict=False)[0], outputs.loss)
 
 
+@pytest.mark.parametrize("ignore_index", [255, -100, 3, 1000])
+def test_the_loss_leaves_out_the_label_of_the_configuration(images, ignore_index):
+    labels = torch.randint(3, (2, 16, 24), generator=torch.Generator().manual_seed(2))
+    left_out = torch.rand(2, 16, 24, generator=torch.Generator().manual_seed(3)) < 0.3
+    model = make_model(semantic_loss_ignore_index=ignore_index)
+    outputs = model(images, labels=labels.where(~left_out, ignore_index))
+    students = (outputs.clip_logits, outputs.dinov3_logits)
+    expected = sum(F.cross_entropy(x.movedim(1, -1)[~left_out], labels[~left_out]) for x in students)
+    torch.testing.assert_close(outputs.loss, expected)
+
+
 def test_loss_of_ignored_pixels_alone_is_zero_with_zero_gradients():
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
     loss = semantic_cross_entropy(logits, torch.full((1, 4, 4), 255), ignore_index=255)
@@ -325,6 +336,49 @@ def test_hidden_states_and_attentions_are_those_of_transformers(model, images):
     assert only_attentions.clip_hidden_states is None and only_attentions.clip_attentions is not None
 
 
+@pytest.mark.parametrize(("selection", "kept"), [([0, 2], {0, 2}), (1, {1}), (0, {0}), ([-1, 2], {2, 3}), ([], set())])
+def test_hidden_states_are_selected_by_index(model, images, selection, kept):
+    with torch.no_grad():
+        everything = model(images, output_hidden_states=True)
+        found = model(images, output_hidden_states=selection)
+        alone = model(images, fusion="dinov3", output_hidden_states=selection)
+    assert torch.equal(found.logits, everything.logits) and alone.clip_hidden_states is None
+    for outputs, name in ((found, "clip"), (found, "dinov3"), (alone, "dinov3")):
+        states, expected = outputs[f"{name}_hidden_states"], everything[f"{name}_hidden_states"]
+        assert len(states) == len(expected) == 4
+        assert {index for index, state in enumerate(states) if state is not None} == kept
+        assert all(torch.equal(states[index], expected[index]) for index in kept)
+
+
+def test_a_backbone_leaves_out_hidden_states_that_it_does_not_have(images):
+    config = make_config()
+    model = make_model(dinov3_config={**config.dinov3_config.to_dict(), "num_hidden_layers": 5})
+    with torch.no_grad():
+        everything = model(images, output_hidden_states=True)
+        found = model(images, output_hidden_states=[1, 5, -6])
+    assert (len(everything.clip_hidden_states), len(everything.dinov3_hidden_states)) == (4, 6)
+    assert [state is None for state in found.clip_hidden_states] == [True, False, True, True]
+    assert torch.equal(found.clip_hidden_states[1], everything.clip_hidden_states[1])
+    assert [state is None for state in found.dinov3_hidden_states] == [False, False, True, True, True, False]
+    for index in (0, 1, 5):
+        assert torch.equal(found.dinov3_hidden_states[index], everything.dinov3_hidden_states[index])
+    with pytest.raises(ValueError, match=r"contains \[5, -6\]; expected True, False, or indices from -4 to 3"):
+        model(images, fusion="clip", output_hidden_states=[1, 5, -6])
+
+
+def test_every_computed_backbone_must_keep_its_attentions(model, images):
+    model.set_attn_implementation({"": "eager"})  # the backbones still have sdpa, which keeps no attention weights
+    with pytest.raises(ValueError, match="`attn_implementation='sdpa'` does not keep"):
+        model(images, output_attentions=True)
+    model.set_attn_implementation({"": "sdpa", "clip_config": "eager"})
+    found = model(images, fusion="clip", output_attentions=True).clip_attentions
+    with pytest.raises(ValueError, match="`attn_implementation='sdpa'` does not keep"):
+        model(images, output_attentions=True)
+    model.set_attn_implementation("eager")
+    expected = model(images, output_attentions=True).clip_attentions
+    assert len(found) == 3 and all(torch.equal(weights, other) for weights, other in zip(found, expected))
+
+
 def _gradients(model, images):
     model.zero_grad()
     model(images, labels=torch.ones(2, 16, 24, dtype=torch.long)).loss.backward()
@@ -345,6 +399,16 @@ def test_gradient_checkpointing_changes_no_gradient(model, images):
     assert plain.keys() == checkpointed.keys()
     for name in plain:
         assert torch.equal(plain[name], checkpointed[name]), name
+
+
+def test_reentrant_checkpointing_above_frozen_embeddings_changes_no_gradient(model, images):
+    model.freeze_backbones().train()
+    plain = _gradients(model, images)
+    model.activation_checkpointing_enable({"use_reentrant": True})
+    checkpointed = _gradients(model, images)
+    assert plain.keys() == checkpointed.keys()
+    for name in plain:
+        torch.testing.assert_close(plain[name], checkpointed[name], atol=1e-7, rtol=1e-4)
 
 
 def test_all_trainable_parameters_get_gradients_except_two_projections(model, images):
@@ -386,6 +450,15 @@ def test_compiled_model_agrees_and_has_no_graph_breaks(model, images):
         torch.testing.assert_close(compiled(images).logits, model(images).logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_exported_model_agrees_for_every_batch_size(model, images):
+    batch_size = torch.export.Dim("batch_size", min=1, max=8)
+    with torch.no_grad():
+        program = torch.export.export(model, (images,), dynamic_shapes={"pixel_values": {0: batch_size}}, strict=False)
+        for batch in (images, images[:1], torch.randn(5, 3, 16, 24)):
+            torch.testing.assert_close(program.module()(batch).logits, model(batch).logits, atol=1e-5, rtol=1e-5)
+
+
 def test_trainer_of_transformers_trains_the_model(model, tmp_path):
     generator = torch.Generator().manual_seed(0)
     data = []
@@ -415,6 +488,9 @@ def test_trainer_of_transformers_trains_the_model(model, tmp_path):
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), {}, "torch.uint8; expected normalised"),
         (torch.rand(1, 3, 8, 8), {"fusion": "max"}, "`fusion` is 'max'"),
         (torch.rand(1, 3, 8, 8), {"labels": torch.zeros(1, 8, 9).long()}, "\\(1, 8, 9\\).*\\(1, 8, 8\\)"),
+        (torch.rand(1, 3, 8, 8), {"output_hidden_states": [0, 4]}, "contains \\[4\\]; .*from -4 to 3"),
+        (torch.rand(1, 3, 8, 8), {"output_hidden_states": ["last"]}, "contains \\['last'\\]; .*from -4 to 3"),
+        (torch.rand(1, 3, 8, 8), {"output_attentions": [0, 2]}, "`output_attentions` is \\[0, 2\\]; expected True"),
     ],
 )
 def test_errors_name_the_wrong_input(model, pixel_values, kwargs, message):
@@ -494,7 +570,9 @@ def test_missing_weights_of_clip_get_clips_own_initialisation(tmp_path):
     assert 10 < len(weights) - len(kept) < 20
     save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
     torch.manual_seed(1)
-    loaded, info = Co2SForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = Co2SForSemanticSegmentation.from_pretrained(
+        tmp_path, output_loading_info=True, ignore_mismatched_sizes=True
+    )
     assert set(info["missing_keys"]) == set(weights) - set(kept)
     state = loaded.state_dict()
     assert all(torch.equal(state[name], value) for name, value in kept.items() if name in state)

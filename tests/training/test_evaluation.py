@@ -1,10 +1,12 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from helpers import make_model, open_folder
+from PIL import Image
 
 from co2s_hf import Co2SImageProcessor
 from co2s_hf.data.options import DataOptions
@@ -17,6 +19,7 @@ from co2s_hf.training.evaluation import (
     largest_class_mean_iou,
     predictors,
 )
+from co2s_hf.utils.errors import UserError
 
 
 ID2LABEL = {0: "land", 1: "road", 2: "water"}
@@ -101,3 +104,47 @@ def test_json_gives_the_same_evaluation(evaluation, tmp_path):
     assert Evaluation.read(tmp_path / "metrics.json") == evaluation
     best = replace(evaluation, is_best=True, checkpoint="user/name")
     assert Evaluation.from_dict(json.loads(json.dumps(best.to_dict()))) == best
+
+
+class PartlyLabeled:
+    """A sample whose label map has eight rows without a class."""
+
+    def __init__(self, sample):
+        self.sample = sample
+
+    def load_image(self):
+        return self.sample.load_image()
+
+    def load_label(self):
+        labels = np.array(self.sample.load_label())
+        labels[:8] = 255
+        return Image.fromarray(labels)
+
+
+def test_the_label_that_the_model_ignores_does_not_change_its_evaluation(scenes_folder):
+    data, accelerator = open_folder(scenes_folder), Accelerator(cpu=True)
+    found = []
+    for ignore_index in (255, -100, 100):
+        model = make_model(id2label=data.id2label, palette=None, semantic_loss_ignore_index=ignore_index)
+        processor = Co2SImageProcessor.from_model_config(model.config)
+        found.append(confusion_matrices(model, processor, [PartlyLabeled(data.validation[0])], 32, accelerator))
+    assert found[0]["fused"].counts.sum() == 48 * 40
+    for matrices in found[1:]:
+        assert all(torch.equal(matrices[name].counts, found[0][name].counts) for name in found[0])
+
+
+@pytest.mark.parametrize("names", [["roof", "lawn", "lake"], ["land", "water", "road"], ["land", "road"]])
+def test_a_model_is_not_evaluated_on_other_classes(scenes_folder, names):
+    """Also if only the order differs: the labels would be counted as the wrong classes."""
+    data = replace(open_folder(scenes_folder), id2label=dict(enumerate(names)))
+    model = make_model()
+    processor = Co2SImageProcessor.from_model_config(model.config)
+    message = f"The model predicts land, road, water, but the data is labelled with {', '.join(names)}"
+    with pytest.raises(UserError, match=message):
+        evaluate(model, processor, data, DataOptions(data_dir=str(scenes_folder)), 16, Accelerator(cpu=True))
+
+
+def test_the_table_shows_every_name_in_one_line(evaluation, matrix):
+    scores = Scores.from_confusion(matrix, {0: "bare\nsoil", 1: "\x1b[31mroad", 2: "x" * 100})
+    lines = replace(evaluation, scores={"fused": scores}).table().splitlines()
+    assert [line[:40].strip() for line in lines[1:4]] == ["bare soil", "[31mroad", "x" * 26 + "…" + "x" * 13]

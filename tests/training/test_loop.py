@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.data.options import DataOptions
+from co2s_hf.training import loop
 from co2s_hf.training.evaluation import confusion_matrices
 from co2s_hf.training.logbook import MEASURED, flatten
 from co2s_hf.training.loop import setup, train
@@ -189,6 +190,29 @@ def test_a_killed_run_is_resumed_without_a_difference(uninterrupted, scenes_fold
     assert weights_and_log(tmp_path / "run") == weights_and_log(uninterrupted)
 
 
+def test_a_resumed_run_shows_every_step_once_in_tensorboard(scenes_folder, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = ["train", "--data_dir", scenes_folder, *RESUMABLE_RUN, "--card_samples", 0]
+    words += ["--report_to", "tensorboard", "--output_dir", tmp_path / "run"]
+    step = loop.training_step
+
+    def interrupt(run, batch, index):
+        if index == 10:  # the sixth step, which has two batches
+            raise KeyboardInterrupt
+        return step(run, batch, index)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(loop, "training_step", interrupt)
+        run_command(*words)
+    assert read_log(tmp_path / "run")[-1]["step"] == 4  # one step after the checkpoint
+    done = run_command(*words, "--resume_from_checkpoint", "last")
+    assert done.returncode == 0, done.stderr
+    events = EventAccumulator(str(tmp_path / "run" / "co2s_hf")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [2, 3, 4, 6, 8]
+
+
 @pytest.mark.parametrize("recipe", ["paper", "balanced"])
 def test_two_processes_compute_what_one_does(recipe, scenes_folder, tmp_path):
     """The global batch is the same: CutMix partners, feature dropout and the losses' denominators, too."""
@@ -283,7 +307,7 @@ def test_one_student_trains_alone_on_labels_alone(scenes_folder, tmp_path):
     output = tmp_path / "run"
     run = run_command("train", *words, "--output_dir", output)
     assert run.returncode == 0, run.stderr
-    assert "`measure_pseudo_labels` has no effect: `method='supervised'` makes no pseudo-labels." in run.stdout
+    assert "--measure_pseudo_labels has no effect: --method supervised makes no pseudo-labels." in run.stdout
     assert "Pseudo-labels at step" not in run.stdout
     model = Co2SForSemanticSegmentation.from_pretrained(output / "model")
     assert model.config.fusion == "dinov3"

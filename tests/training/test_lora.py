@@ -3,19 +3,27 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
-from helpers import make_model
+from helpers import make_model, open_folder, save_checkpoint
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel
+from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModelForSemanticSegmentation, pipeline
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
+from co2s_hf.data.drawn_scenes import write_scenes
+from co2s_hf.data.options import DataOptions
 from co2s_hf.hub.publishing import add_handler, check_publishable
 from co2s_hf.model.modeling_co2s import semantic_cross_entropy
+from co2s_hf.training.loop import setup, train
 from co2s_hf.training.lora import co2s_lora_config, lora_config, merged
-from co2s_hf.training.models import quantization
-from co2s_hf.training.options import LoraOptions
+from co2s_hf.training.models import build_adapted_model, open_base, quantization
+from co2s_hf.training.options import AdaptationOptions, LoraOptions
+from co2s_hf.utils.errors import UserOSError
 
 
 NEW = {"field": ["field"], "water": ["water"], "roof": ["roof"], "track": ["track"], "wood": ["wood"]}
@@ -337,3 +345,63 @@ def test_gradients_are_those_of_the_loss(base_folder, images):
     own = plain.dinov3.decoder.head.weight.grad
     torch.testing.assert_close(model.dinov3.decoder.modules_to_save["default"].head.weight.grad, own)
     assert model.dinov3.decoder.original_module.head.weight.grad is None
+
+
+@pytest.fixture(scope="module")
+def partly_labeled(tmp_path_factory):
+    """Drawn scenes in which a strip of every label map has no class."""
+    folder = tmp_path_factory.mktemp("partly") / "scenes"
+    write_scenes(folder, 3, 5, 2, size=48, seed=7)
+    for path in (folder / "labels").rglob("*.png"):
+        labels = np.array(Image.open(path))
+        labels[:10] = 255
+        Image.fromarray(labels).save(path)
+    return folder
+
+
+def adapt(data_folder, folder, ignore_index, recipe):
+    """Adapt a base with another `semantic_loss_ignore_index`, and return what the training did."""
+    classes = open_folder(data_folder).id2label
+    save_checkpoint(
+        folder / "base", id2label=classes, palette=None, crop_size=32, semantic_loss_ignore_index=ignore_index
+    )
+    options = AdaptationOptions(
+        checkpoint=str(folder / "base"), output_dir=str(folder / "run"), method="co2s", recipe=recipe,
+        max_train_steps=2, supervised_warmup_steps=0, per_device_train_batch_size=2, lora_rank=2, crop_size=32,
+        measure_pseudo_labels=True, use_cpu=True, seed=1,
+    )  # fmt: skip
+    config = open_base(options)
+    return train(setup(options, DataOptions(data_dir=str(data_folder)), build_adapted_model, config))
+
+
+@pytest.mark.parametrize(("recipe", "ignore_index"), [("paper", 100), ("balanced", -100)])
+def test_a_base_with_another_ignored_label_trains_the_same(partly_labeled, recipe, ignore_index, tmp_path):
+    """Label maps have 255 where there is no class. The label that the base's own loss ignores changes nothing."""
+    expected = adapt(partly_labeled, tmp_path / "255", 255, recipe)
+    counted = expected.evaluation.confusion.counts.sum()
+    assert counted == 2 * 48 * 38
+    found = adapt(partly_labeled, tmp_path / "other", ignore_index, recipe)
+    assert torch.equal(found.evaluation.confusion.counts, expected.evaluation.confusion.counts)
+    weights, other = (load_file(run.folder / "adapter_model.safetensors") for run in (expected, found))
+    assert weights.keys() == other.keys() and all(torch.equal(weights[name], other[name]) for name in weights)
+    contents = [json.loads((run.folder / "co2s_adapter.json").read_text()) for run in (expected, found)]
+    assert contents[0] == contents[1]  # with the fitted temperatures
+    assert load(found.folder).config.semantic_loss_ignore_index == ignore_index
+
+
+def test_classes_that_include_the_ignored_label_are_refused(partly_labeled, tmp_path):
+    save_checkpoint(tmp_path / "base", crop_size=32, semantic_loss_ignore_index=4)  # three classes
+    options = AdaptationOptions(checkpoint=str(tmp_path / "base"))
+    open_base(options)
+    with pytest.raises(UserOSError, match=r"is 4, which is also the class .* Use a number that is not a class"):
+        build_adapted_model(options, open_folder(partly_labeled))  # six classes
+    model = make_model(semantic_loss_ignore_index=4)
+    with pytest.raises(StrictDataclassError, match=r"is 4, which is also the class 'wood'"):
+        model.set_class_concepts(NEW, torch.randn(5, 12))
+    assert model.config.num_labels == 3
+    adapted_model = make_model()
+    adapted_model.set_class_concepts(NEW, torch.randn(5, 12))
+    adapted_model.add_adapter(co2s_lora_config(adapted_model, rank=2))
+    adapted_model.save_pretrained(tmp_path / "five")
+    with pytest.raises(ValueError, match=r"does not fit this model(.|\n)*is 4, which is also the class 'wood'"):
+        make_model(semantic_loss_ignore_index=4).load_adapter(tmp_path / "five")

@@ -307,3 +307,15 @@ def test_hidden_labels_measure_pseudo_labels_without_training():
     covered = [(confident & (predicted == label)).float().mean() for label in range(3)]
     torch.testing.assert_close(blind["clip/coverage"], torch.stack(covered))
     torch.testing.assert_close(blind["clip/coverage"].sum(), blind["clip/confident_fraction"])
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 100])
+def test_views_have_255_without_a_class_whatever_the_model_ignores(ignore_index):
+    views = make_views(hidden_labels=make_views(seed=1).labels)
+    views.labels[:, :4], views.hidden_labels[:, :6] = 255, 255
+    expected, found = (
+        Co2SObjective(make_model(semantic_loss_ignore_index=index), threshold=0.36, feature_dropout=0.0)(views, 0.5)
+        for index in (255, ignore_index)
+    )
+    assert found.keys() == expected.keys() and expected["clip/known_fraction"] > 0
+    assert all(torch.equal(found[name], value) for name, value in expected.items())

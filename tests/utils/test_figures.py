@@ -13,6 +13,7 @@ from co2s_hf.utils.figures import (
     draw_curves,
     draw_predictions,
     draw_scene_map,
+    one_line,
     overlay,
     palette_or_default,
 )
@@ -134,3 +135,75 @@ def test_a_scene_map_has_the_scene_the_classes_and_the_confidence(tmp_path):
     expected = [GREEN, RED, BLUE, colormap("viridis", 0.25), colormap("viridis", 0.75)]
     assert color_runs(picture[upper]) == expected
     assert color_runs(picture[lower]) == [GREEN]  # pixels without data are white
+
+
+# --- names from users
+
+HOSTILE = [
+    "$\\frac$",
+    "a $x^2$",
+    "_under_score",
+    "back\\slash",
+    "one\ntwo\x00",
+    "مرحبا \u202eabc",
+    "\U0001f3e0",
+    "x" * 500,
+]
+
+
+def draw_all(names: list[str], folder):
+    """Draw every figure with these names of classes, and return the pictures."""
+    id2label, count = dict(enumerate(names)), len(names)
+    labels = np.arange(40 * 40).reshape(40, 40) % count
+    palette = palette_or_default(None, count)
+    example = Example(Image.new("RGB", (40, 40), GREEN), {"truth": labels, "fused": labels}, np.full((40, 40), 0.5))
+    draw_predictions([example], id2label, palette, folder / "predictions.png")
+    draw_confusion(np.eye(count, dtype=int), id2label, folder / "confusion.png")
+    image = np.full((40, 40, 3), GREEN, dtype=np.uint8)
+    draw_scene_map(image, labels, np.ones((40, 40)), id2label, palette, folder / "map.png")
+    log = [{"step": step, "clip/class weight": dict.fromkeys(names, 0.1 * step)} for step in (1, 2)]
+    draw_curves(log, folder / "curves.png")
+    scores = {"a $x$": {"clip": [20.0], "fused": [50.0]}}
+    draw_comparison(scores, {"a $x$": dict.fromkeys(names, 60.0)}, folder / "comparison.png")
+    return {path.name: read_picture(path) for path in sorted(folder.glob("*.png"))}
+
+
+@pytest.mark.filterwarnings("ignore:Glyph .* missing from font", "ignore:Matplotlib currently does not support")
+def test_the_names_of_classes_are_drawn_as_they_are(tmp_path):
+    """The pictures are those without mathematics. With mathematics, matplotlib would refuse the first name."""
+    drawn = draw_all(HOSTILE, tmp_path)
+    with matplotlib.rc_context({"text.parse_math": False}):
+        literal = draw_all(HOSTILE, tmp_path)
+    others = draw_all(["a", *HOSTILE[1:]], tmp_path)
+    assert len(drawn) == 5
+    for figure, picture in drawn.items():
+        assert np.array_equal(picture, literal[figure]) and max(picture.shape) < 2500, figure
+        assert picture.shape != others[figure].shape or not np.array_equal(picture, others[figure]), figure
+
+
+def test_names_are_not_given_to_tex(tmp_path):
+    """A user may have switched on TeX in matplotlib's settings."""
+    expected = draw_all(["a", "b"], tmp_path)
+    with matplotlib.rc_context({"text.usetex": True}):
+        drawn = draw_all(["a", "b"], tmp_path)
+    assert all(np.array_equal(picture, drawn[name]) for name, picture in expected.items())
+
+
+def test_a_legend_shows_names_that_start_with_an_underscore(tmp_path):
+    zeros = np.zeros((40, 40), dtype=int)
+    example = Example(Image.new("RGB", (40, 40), GREEN), {"truth": zeros}, np.full((40, 40), 0.5))
+    draw_predictions([example], {0: "roof", 1: "_lake"}, PALETTE, tmp_path / "predictions.png")
+    legend = read_picture(tmp_path / "predictions.png")[-30:]
+    assert (legend == BLUE).all(axis=-1).sum() > 100
+    draw_curves(
+        [{"step": 1, "clip/x": {"_lake": 1.0}}, {"step": 2, "clip/x": {"_lake": 2.0}}], tmp_path / "curves.png"
+    )
+    assert (read_picture(tmp_path / "curves.png") == (31, 119, 180)).all(axis=-1).sum() > 100
+
+
+def test_names_become_one_short_line():
+    assert one_line("bare\n\t soil\x1b[2J ") == "bare soil [2J"
+    assert one_line("tank \u202egnp.exe") == "tank gnp.exe"
+    assert one_line("x" * 40) == "x" * 40 and one_line("x" * 41) == "x" * 26 + "…" + "x" * 13
+    assert one_line("a very long name of a class: 12.0 %, 3.00 km²", 24) == "a very long nam…3.00 km²"
+    assert one_line("\n") == ""

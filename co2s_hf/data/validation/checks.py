@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from ...utils.errors import UserValueError
 from ..reading import IGNORE
 from ..splits import SPLITS
+from .near_duplicates import find_copies
 from .scan import ImageFacts, LabelFacts
 
 
 MOST_OF_A_KIND = 20
+NUM_EXAMPLES = 3  # pairs of near-duplicates in a message
 _REMEDY_FOR_EMPTY = {
     "labeled": "Label some images.",
     "unlabeled": "Add images without labels, choose a smaller `labeled_fraction`, or train on labels alone: "
@@ -73,6 +75,7 @@ def check(
             findings += _other_sizes(scan)
             findings += _values(split, scan, id2label, ignore_index)
     findings += _in_two_sets(scans)
+    findings += _near_duplicates(scans)
     findings += _never_labeled(scans["labeled"], id2label)
     return findings
 
@@ -220,6 +223,39 @@ def _in_two_sets(scans: dict[str, Scans]) -> Iterator[Finding]:
                 yield Finding("images in two places", message, is_warning=not leaks)
             names.setdefault(facts.name, split)
             contents.setdefault(facts.digest, (split, facts.name))
+
+
+def _near_duplicates(scans: dict[str, Scans]) -> Iterator[Finding]:
+    """Find images that are reduced or re-encoded copies of images in another set. There is one finding per cause."""
+    labeled, unlabeled, validation = (scans[split].images for split in SPLITS)
+    if pairs := _copies(validation, [*labeled, *unlabeled]):
+        yield Finding(
+            "near-duplicates between sets",
+            f"{len(pairs)} of the {len(validation)} validation images seem to show the same as training images, in "
+            f"another size or compression: {_examples(pairs)}. The scores of the validation will be too high. Keep "
+            "only one file of each image, or keep copies in one set by their common name: `group_regex`.",
+            is_warning=True,
+        )
+    if pairs := _copies(unlabeled, labeled):
+        yield Finding(
+            "near-duplicates between sets",
+            f"{len(pairs)} of the {len(unlabeled)} unlabeled images seem to show the same as labeled images, in "
+            f"another size or compression: {_examples(pairs)}. The training will learn little from them. Keep only "
+            "one file of each image.",
+            is_warning=True,
+        )
+
+
+def _copies(images: list[ImageFacts], others: list[ImageFacts]) -> list[tuple[ImageFacts, ImageFacts]]:
+    """Return the images that show the same as another one, with this other one. [`_in_two_sets`] finds equal files."""
+    places = find_copies([facts.thumbnail for facts in images], [facts.thumbnail for facts in others])
+    pairs = [(facts, others[place]) for facts, place in zip(images, places) if place is not None]
+    return [(one, other) for one, other in pairs if one.name != other.name and one.digest != other.digest]
+
+
+def _examples(pairs: list[tuple[ImageFacts, ImageFacts]]) -> str:
+    shown = [f"{one.name} and {other.name}" for one, other in pairs[:NUM_EXAMPLES]]
+    return "; ".join([*shown, "..."] if len(pairs) > NUM_EXAMPLES else shown)
 
 
 def _never_labeled(scan: Scans, id2label: dict[int, str]) -> Iterator[Finding]:

@@ -11,7 +11,16 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 
 from ...utils.errors import UserValueError
-from ...utils.figures import CELL_INCHES, overlay, palette_or_default
+from ...utils.figures import (
+    CELL_INCHES,
+    TICK_LENGTH,
+    add_legend,
+    legend_columns,
+    literal_text,
+    one_line,
+    overlay,
+    palette_or_default,
+)
 from ...utils.files import write_text, written_file
 from ..reading import IGNORE
 from ..sources import Source
@@ -43,17 +52,17 @@ def class_shares(source: Source) -> dict[str, dict[int, float]]:
 def data_table(source: Source) -> str:
     """Format the number of images, their sizes and the class shares of each set."""
     shares = class_shares(source)
-    rows = {"images": [str(len(getattr(source, split))) for split in SPLITS]}
+    rows = [("images", [str(len(getattr(source, split))) for split in SPLITS])]
     sizes = {split: np.array([facts.size for facts in source.scans[split].images]).reshape(-1, 2) for split in SPLITS}
     for axis, name in enumerate(("width, px", "height, px")):
-        rows[name] = [_range(sizes[split][:, axis]) for split in SPLITS]
-    names = source.id2label | {IGNORE: "(no class)"}
-    for index, name in names.items():
+        rows.append((name, [_range(sizes[split][:, axis]) for split in SPLITS]))
+    for index, name in (source.id2label | {IGNORE: "(no class)"}).items():
         if index != IGNORE or any(IGNORE in found for found in shares.values()):
-            rows[name] = [f"{100 * shares[split].get(index, 0):.1f} %" if split in shares else "-" for split in SPLITS]
-    width = max(map(len, rows))
+            cells = [f"{100 * shares[split].get(index, 0):.1f} %" if split in shares else "-" for split in SPLITS]
+            rows.append((one_line(name), cells))
+    width = max(len(name) for name, _ in rows)
     lines = [" " * width + "".join(f"{split:>14}" for split in SPLITS)]
-    lines += [name.ljust(width) + "".join(f"{cell:>14}" for cell in cells) for name, cells in rows.items()]
+    lines += [name.ljust(width) + "".join(f"{cell:>14}" for cell in cells) for name, cells in rows]
     return "\n".join(lines)
 
 
@@ -72,6 +81,7 @@ def announce(source: Source, report_path: str | Path | None = None):
         print(f"Wrote a report of the data: {report_path}")
 
 
+@literal_text
 def write_report(source: Source, path: str | Path):
     """Draw samples of each checked set, class shares and image sizes.
 
@@ -131,12 +141,13 @@ def _sheet(source: Source) -> Figure:
                 image = overlay(image, np.asarray(sample.load_label()), palette)
             image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
             axis.imshow(image)
-            axis.set_title(Path(sample.image.path).name, fontsize=7)
+            axis.set_title(one_line(Path(sample.image.path).name), fontsize=7)
         row[0].text(-0.08, 0.5, split, transform=row[0].transAxes, rotation=90, ha="right", va="center")
         for axis in row:
             axis.set_axis_off()
-    handles = [Patch(color=palette[index] / 255, label=label) for index, label in source.id2label.items()]
-    upper.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=8)
+    handles, names = [Patch(color=palette[index] / 255) for index in source.id2label], list(source.id2label.values())
+    ncols = min(legend_columns(names, CELL_INCHES * SHOWN_PER_SET), 8)
+    add_legend(upper, handles, names, loc="outside lower center", ncols=ncols, fontsize=8)
     _histograms(source, lower)
     return figure
 
@@ -149,7 +160,8 @@ def _histograms(source: Source, figure: SubFigure):
     for n, (split, found) in enumerate(shares.items()):
         places = np.arange(len(source.id2label)) + n * width
         left.bar(places, [100 * found.get(index, 0) for index in source.id2label], width, label=split)
-    left.set_xticks(range(len(source.id2label)), source.id2label.values(), rotation=30, ha="right", fontsize=8)
+    names = [one_line(name, TICK_LENGTH) for name in source.id2label.values()]
+    left.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
     left.set_ylabel("% of the pixels")
     left.legend()
     megapixels = [[w * h / 1e6 for w, h in (facts.size for facts in source.scans[split].images)] for split in SPLITS]

@@ -1,4 +1,4 @@
-"""Decode every file of a data set once, and return whether it is readable, its size and its labels.
+"""Decode every file of a data set once, and return whether it is readable, its size, its thumbnail and its labels.
 
 The results are cached in `$HF_HOME/co2s_hf/scans.sqlite`, not beside the data. A file is decoded again when its size
 or its modification time changes.
@@ -22,10 +22,11 @@ from tqdm.auto import tqdm
 
 from ..reading import IGNORE, UNKNOWN, ImageRule, LabelRule, StoredFile
 from ..samples import Samples
+from .near_duplicates import thumbnail
 
 
 CACHE = Path(HF_HOME) / "co2s_hf" / "scans.sqlite"
-VERSION = 1  # version of the cached entries
+VERSION = 2  # version of the cached entries
 FILES_PER_BATCH = 128  # files per query of the cache; the bytes of so many rows of a data set are in memory
 
 
@@ -37,12 +38,14 @@ class ImageFacts:
         name: Name of the file for messages.
         size: Width and height in pixels.
         digest: Hash of the file's bytes.
+        thumbnail: See [`near_duplicates.thumbnail`]; "" if the file cannot be used.
         error: Why the file cannot be used, or None.
     """
 
     name: str
     size: tuple[int, int] = (0, 0)
     digest: str = ""
+    thumbnail: str = ""
     error: str | None = None
 
 
@@ -112,7 +115,8 @@ def _label_facts(entry: dict) -> LabelFacts:
 def _read_image_facts(file: StoredFile, rule: ImageRule) -> ImageFacts:
     try:
         image = rule.read(file)
-        return ImageFacts(str(file), image.size, hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest())
+        digest = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+        return ImageFacts(str(file), image.size, digest, thumbnail(image))
     except ValueError as error:
         return ImageFacts(str(file), error=str(error))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from ...utils.markdown import code, code_block
 from .options import ClipOptions, PretrainingOptions
 
 
@@ -49,9 +50,7 @@ Then add a `license` to the header of this file.
 
 ## Training
 
-```yaml
 {options}
-```
 
 ## Results
 
@@ -81,20 +80,20 @@ def make_card(options: PretrainingOptions, facts: dict[str, int], results: dict[
         dinov3="co2s-tiny-dinov3" if is_clip else "path/to/this/folder",
         data=_table("number", facts),
         teacher=" and of the teacher" if options.teacher else "",
-        options=yaml.safe_dump(shown, sort_keys=False).rstrip(),
+        options=code_block(yaml.safe_dump(shown, sort_keys=False).rstrip(), "yaml"),
         results=_table("value", {name: f"{value:.4g}" for name, value in results.items()}),
     )
 
 
 def _method(options: PretrainingOptions) -> str:
     layer = "the last layer" if options.teacher_layer is None else f"layer {options.teacher_layer}"
-    teacher = None if options.teacher is None else f"the patch features of {layer} of `{_short(options.teacher)}`"
+    teacher = None if options.teacher is None else f"the patch features of {layer} of {code(_short(options.teacher))}"
     if isinstance(options, ClipOptions):
         text = "image-text training from tags or captions of whole images"
         text += f", with {teacher} as another target" if teacher else ""
     else:
         text = f"distillation of {teacher}" if teacher else "masked image modelling (SimMIM), without a teacher"
-    start = f" It started from `{_short(options.init)}`." if options.init else ""
+    start = f" It started from {code(_short(options.init))}." if options.init else ""
     kind = "clip" if isinstance(options, ClipOptions) else "dinov3"
     return f"It was made with `co2s pretrain {kind}` of the package co2s_hf: {text}.{start}"
 

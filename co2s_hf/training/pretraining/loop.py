@@ -8,7 +8,7 @@ losses, run the steps (`train`) and save the backbone (`finish`).
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,15 +25,15 @@ from ...model.text_guidance_co2s import find_backbone, unknown_words
 from ...utils.devices import make_accelerator
 from ...utils.errors import UserValueError, loading
 from ...utils.figures import draw_curves
-from ...utils.files import write_json, write_text, written_beside
-from ..checkpoints import checkpoint_step, save_checkpoint
+from ...utils.files import recover, write_json, write_text, written_beside
+from ..checkpoints import checkpoint_step, load_checkpoint, save_checkpoint
 from ..logbook import read_log
 from .card import make_card
 from .clip import ClipObjective, build_clip, measure_tags, split_tags
 from .distillation import DistillationObjective, MaskedImageObjective, build_dinov3
 from .labels import ImageLabels, read_image_labels
 from .options import ClipOptions, Dinov3Options, PretrainingOptions
-from .outputs import LOG, MODEL, LossLog, begin, check_outputs, features_folder
+from .outputs import LOG, MODEL, LossLog, as_record, begin, check_outputs, features_folder
 from .teacher import Teacher, TeacherFeatures, read_teacher_config
 from .tiles import Tile, TileCrops, list_tiles
 
@@ -131,6 +131,8 @@ def start(options: PretrainingOptions, model_type: str) -> Pretraining:
     accelerator = make_accelerator(options.use_cpu, options.mixed_precision, kwargs_handlers=handlers)
     options.mixed_precision = accelerator.mixed_precision
     checkpoint = check_outputs(options, accelerator)
+    for name in filter(None, (options.init, options.teacher)):
+        recover(name)
     if options.init is not None:
         with loading(f"`init` {options.init}"):
             config = AutoConfig.from_pretrained(find_backbone(options.init))
@@ -226,8 +228,9 @@ def train(
     optimizer = AdamW(objective.parameters(), lr=options.learning_rate, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
     schedule = LambdaLR(optimizer, lambda step: rate(step, options.max_train_steps))
     prepared, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
-    accelerator.register_for_checkpointing(schedule)
-    load_checkpoint(pretraining)
+    states = {"schedule": schedule}
+    if pretraining.checkpoint is not None:
+        load_checkpoint(accelerator, pretraining.checkpoint, states)
 
     log = LossLog(accelerator, pretraining.output_dir / LOG)
     is_quiet = not accelerator.is_main_process
@@ -247,7 +250,7 @@ def train(
         if done % options.logging_steps == 0 or is_checkpoint or is_last:
             log.write(done)
         if is_checkpoint:
-            save_checkpoint(accelerator, pretraining.output_dir / "checkpoints", done)
+            save_checkpoint(accelerator, pretraining.output_dir / "checkpoints", done, states)
     # Delete the DistributedDataParallel wrapper before the process group ends. Otherwise PyTorch with gloo may hang at
     # the end of the program.
     accelerator.free_memory(prepared, optimizer, loader)
@@ -259,21 +262,6 @@ def rate(step: int, total_steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
-
-
-def load_checkpoint(pretraining: Pretraining):
-    """Restore weights, optimizer, schedule and random states, if the pretraining continues an earlier one.
-
-    Raises:
-        UserOSError: A file of the checkpoint is missing or damaged.
-    """
-    checkpoint = pretraining.checkpoint
-    if checkpoint is None:
-        return
-    complete = "all files of a checkpoint (without this folder, the pretraining continues from the one before)"
-    with loading(f"The checkpoint '{checkpoint}'", complete):
-        pretraining.accelerator.load_state(checkpoint)
-    pretraining.accelerator.print(f"Resumed after step {checkpoint_step(checkpoint)} from {checkpoint}.")
 
 
 def finish(
@@ -292,7 +280,7 @@ def finish(
         log = {line.pop("step"): line for line in read_log(pretraining.output_dir / LOG)}
         with written_beside(folder) as target:
             save(target)
-            write_json(target / "pretraining.json", {"options": asdict(options), "results": results})
+            write_json(target / "pretraining.json", {"options": as_record(options), "results": results})
             write_text(target / "README.md", make_card(options, facts, log[options.max_train_steps] | results))
         kind = "clip" if isinstance(options, ClipOptions) else "dinov3"
         curves = [

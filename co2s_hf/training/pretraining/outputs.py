@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,17 +13,18 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ...utils.errors import UserFileNotFoundError, UserValueError
-from ...utils.files import check_new_folder, check_writable, write_json, write_text
-from ..checkpoints import find_checkpoint
+from ...utils.files import check_new_folder, check_writable, clean, remove_results, write_json, write_text
+from ...utils.redaction import redacted
+from ..checkpoints import clean_run, find_checkpoint, read_record
 from ..logbook import read_log
 from .options import PretrainingOptions
 from .tiles import Tile
 
 
 RECORD, LOG, MODEL, FEATURES = "pretraining.json", "log.jsonl", "model", "teacher_features"
-# Everything that a pretraining writes into its folder; `overwrite_output_dir` removes it. The features of a teacher
-# stay: their file fits the teacher and the images, or it is not used.
-WRITTEN = ("checkpoints", MODEL, LOG, "curves.png", RECORD)
+# What a pretraining writes into its folder beside the record; `overwrite_output_dir` removes it. The features of a
+# teacher stay: their file fits the teacher and the images, or it is not used.
+WRITTEN = ("checkpoints", MODEL, LOG, "curves.png")
 # Options that do not change the trained weights. A resumed pretraining may change them.
 MAY_CHANGE = {"resume", "overwrite_output_dir", "output_dir", "cache_dir", "cache_features", "dataloader_num_workers"}
 MAY_CHANGE |= {"logging_steps", "checkpointing_steps"}
@@ -51,6 +51,8 @@ def check_outputs(options: PretrainingOptions, accelerator: Accelerator) -> Path
         checkpoint = find_checkpoint(output_dir / "checkpoints", "last")
         _check_same(options, checkpoint, accelerator.num_processes)
         return checkpoint
+    if accelerator.is_main_process:
+        clean(output_dir)
     may_overwrite = options.overwrite_output_dir and (output_dir / RECORD).exists()
     # An interrupted computation of the teacher's features continues.
     has_only_features = output_dir.is_dir() and [path.name for path in output_dir.iterdir()] == [FEATURES]
@@ -66,12 +68,13 @@ def check_outputs(options: PretrainingOptions, accelerator: Accelerator) -> Path
 def _check_same(options: PretrainingOptions, checkpoint: Path, num_processes: int):
     """Compare the options and the number of processes with those of the pretraining that saved a checkpoint."""
     output_dir = Path(options.output_dir)
-    before, now = read_record(output_dir), as_record(options)
-    if missing := [name for name in now if name not in before]:
-        raise UserValueError(
-            f"'{output_dir / RECORD}' is not complete: it lacks {', '.join(missing)}. Start again with "
-            "`overwrite_output_dir=True`."
+    if not (output_dir / RECORD).is_file():
+        raise UserFileNotFoundError(
+            f"'{output_dir / RECORD}' does not exist, so '{output_dir}' is not the folder of a pretraining. Choose "
+            "its folder, or another one without `resume`."
         )
+    now = as_record(options)
+    before = read_record(output_dir / RECORD, list(now))
     different = [name for name in now if name not in MAY_CHANGE and now[name] != before[name]]
     if different:
         changes = "; ".join(f"`{name}` was {before[name]} and is {now[name]}" for name in different)
@@ -85,55 +88,30 @@ def _check_same(options: PretrainingOptions, checkpoint: Path, num_processes: in
 
 
 def as_record(options: PretrainingOptions) -> dict:
-    """Return the options in types that JSON keeps."""
-    return json.loads(json.dumps(asdict(options)))
-
-
-def read_record(output_dir: Path) -> dict:
-    """Read the record of an earlier pretraining.
-
-    Raises:
-        UserFileNotFoundError: There is no record.
-        UserValueError: The record is damaged.
-    """
-    path = output_dir / RECORD
-    remedy = "Start again with `overwrite_output_dir=True`."
-    if not path.is_file():
-        raise UserFileNotFoundError(
-            f"'{path}' does not exist, so '{output_dir}' is not the folder of a pretraining. Choose its folder, or "
-            "another one without `resume`."
-        )
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserValueError(f"'{path}' is damaged: {error}. {remedy}") from error
-    if not isinstance(record, dict):
-        raise UserValueError(f"'{path}' is damaged: expected the options of a pretraining. {remedy}")
-    return record
+    """Return the options in types that JSON keeps, without secrets."""
+    return redacted(json.loads(json.dumps(asdict(options))))
 
 
 def begin(options: PretrainingOptions, tiles: Sequence[Tile], checkpoint: Path | None):
     """Write the record of a new pretraining, and remove earlier results. For a resumed one, compare the images.
 
     Raises:
-        UserValueError: The images are not those of the pretraining that is to be continued.
+        UserValueError: The images are not those of the pretraining that is to be continued, or its log is damaged.
     """
     output_dir = Path(options.output_dir)
     digest = hashlib.blake2b(repr([(tile.digest, tile.box) for tile in tiles]).encode(), digest_size=8).hexdigest()
-    if checkpoint is not None:
-        if read_record(output_dir).get("data_hash", digest) != digest:
-            raise UserValueError(
-                f"The images are not those of the pretraining in '{output_dir}'. Restore them, or start again with "
-                "`overwrite_output_dir=True`."
-            )
+    if checkpoint is None:
+        # The record is replaced, not removed. So a pretraining that is killed here can be overwritten again.
+        remove_results(output_dir, WRITTEN)
+        write_json(output_dir / RECORD, as_record(options) | {"data_hash": digest})
         return
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for path in (output_dir / name for name in WRITTEN):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    write_json(output_dir / RECORD, as_record(options) | {"data_hash": digest})
+    if read_record(output_dir / RECORD).get("data_hash", digest) != digest:
+        raise UserValueError(
+            f"The images are not those of the pretraining in '{output_dir}'. Restore them, or start again with "
+            "`overwrite_output_dir=True`."
+        )
+    clean_run(output_dir)
+    read_log(output_dir / LOG)
 
 
 class LossLog:
@@ -182,4 +160,4 @@ class LossLog:
         return {name: (sums[name] / counts[name]).item() for name in names}
 
 
-__all__ = ["LOG", "MODEL", "LossLog", "begin", "check_outputs", "features_folder"]
+__all__ = ["LOG", "MODEL", "LossLog", "as_record", "begin", "check_outputs", "features_folder"]

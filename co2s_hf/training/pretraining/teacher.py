@@ -6,6 +6,7 @@ the same part of both grids.
 
 import hashlib
 import inspect
+import os
 import shutil
 from collections.abc import Sequence
 from functools import cached_property
@@ -22,6 +23,7 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 from ...data.views import normalize
 from ...model.text_guidance_co2s import find_backbone
 from ...utils.errors import UserError, UserOSError, UserValueError, loading
+from ...utils.files import try_lock
 from .tiles import Tile
 
 
@@ -79,6 +81,7 @@ class Teacher:
         self.layer = config.num_hidden_layers if layer is None else layer
         self.norm = next((child for key, child in model.named_children() if key in NORMS), torch.nn.Identity())
         _keep_layers(model, config.num_hidden_layers, self.layer)
+        self.digest = _digest(model)
         self.model, self.accelerator = model.eval().requires_grad_(False).to(accelerator.device), accelerator
         self.name, self.patch_size, self.channels = name, config.patch_size, config.hidden_size
         self.num_prefix_tokens = 1 + getattr(config, "num_register_tokens", 0)
@@ -161,7 +164,8 @@ class TeacherFeatures:
     def cache(self, folder: Path, accelerator: Accelerator) -> Path:
         """Compute all features once, and read them from a file from now on. An interrupted computation continues.
 
-        The name of the file depends on the teacher, its layer and the tiles. Other files in the folder are kept.
+        The name of the file depends on the teacher, its layer, the precision and the tiles. Other files in the folder
+        are kept.
 
         Args:
             folder: Folder of the file.
@@ -171,7 +175,8 @@ class TeacherFeatures:
             Path of the file.
 
         Raises:
-            UserOSError: The disk is full, or the folder cannot be written to.
+            UserOSError: The disk is full, the folder cannot be written to, another process computes the same features,
+                or the file is damaged.
         """
         path = folder / f"features-{self._key()}.f16"
         if accelerator.is_main_process and not path.exists():
@@ -187,31 +192,53 @@ class TeacherFeatures:
                     "name another `cache_dir`, or compute the features in every step: `cache_features=False`."
                 ) from error
         accelerator.wait_for_everyone()
+        if path.stat().st_size != self.num_bytes:
+            raise UserOSError(
+                f"'{path}' is damaged: it has {path.stat().st_size} bytes; expected {self.num_bytes}. Remove it. The "
+                "features are then computed again."
+            )
         self.cached = np.memmap(path, dtype=np.float16, mode="r", shape=(len(self.tiles), *self.shape))
         return path
 
     def _key(self) -> str:
-        facts = [self.teacher.name, self.teacher.layer, self.grid, *((tile.digest, tile.box) for tile in self.tiles)]
+        teacher = self.teacher
+        facts = [teacher.name, teacher.digest, teacher.mean, teacher.std, teacher.accelerator.mixed_precision]
+        facts += [teacher.layer, self.grid, *((tile.digest, tile.box) for tile in self.tiles)]
         return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
     def _compute(self, path: Path):
         """Append the features of the remaining tiles to a file."""
         bytes_per_tile = self.shape[0] * self.shape[1] * 2
         done = path.stat().st_size // bytes_per_tile if path.exists() else 0
-        # Only whole batches are kept. The batches are then those of an uninterrupted computation, bit for bit.
-        done -= done % TILES_PER_BATCH
+        # Only whole batches are kept. The batches are then those of an uninterrupted computation, bit for bit. The
+        # last one is computed again: after a power cut, zeros may stand for data that were not yet on the disk.
+        done = max(done - done % TILES_PER_BATCH - TILES_PER_BATCH, 0)
         missing, free = self.num_bytes - done * bytes_per_tile, shutil.disk_usage(path.parent).free
         if missing > free:
             raise OSError(f"only {free / 1e9:.2f} GB are free")
         print(f"Caching the teacher's features: {self.num_bytes / 1e9:.2f} GB in {path.parent}.", flush=True)
         # Plain writes, not a writable memory map: on a full disk, a memory map ends the program with a bus error.
         with path.open("ab") as file:
+            if not try_lock(file):
+                raise UserOSError(
+                    f"Another process computes the features in '{path}'. Wait until it has finished, or name another "
+                    "`cache_dir`."
+                )
             file.truncate(done * bytes_per_tile)
             starts = range(done, len(self.tiles), TILES_PER_BATCH)
             for start in tqdm(starts, desc="features of the teacher", unit="batch"):
                 batch = [tile.read(self.tile_size) for tile in self.tiles[start : start + TILES_PER_BATCH]]
                 file.write(self.teacher.features(batch, self.grid).tobytes())
                 file.flush()
+                os.fsync(file.fileno())
+
+
+def _digest(model: torch.nn.Module) -> str:
+    """Return a hash of the weights of a model."""
+    digest = hashlib.blake2b(digest_size=8)
+    for value in model.state_dict().values():
+        digest.update(value.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _keep_layers(model: torch.nn.Module, layers: int, kept: int):

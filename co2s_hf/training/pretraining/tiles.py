@@ -46,7 +46,7 @@ def list_tiles(folders: Sequence[str], exclude: str | None, tile_size: int, prog
     read.
 
     Args:
-        folders: Folders of images; subfolders are searched, too.
+        folders: Folders of images; subfolders are searched, too. Folders labels/ beside a folder images/ are left out.
         exclude: Text file that names images to leave out, such as a list of validation images. Each line begins with
             the image's path below one of the folders or below its parent. A space ends the path, or a tab if there is
             one. None: use all images.
@@ -58,7 +58,7 @@ def list_tiles(folders: Sequence[str], exclude: str | None, tile_size: int, prog
         UserValueError: The list names an image that is not there.
         DataError: An image cannot be read. The message lists all of them.
     """
-    paths = [path for folder in folders for path in find_images(Path(folder))]
+    paths = [path for folder in folders for path in find_images(Path(folder), leave_out_labels=True)]
     if exclude is not None:
         left_out = _excluded(folders, Path(exclude))
         paths = [path for path in paths if path.resolve() not in left_out]

@@ -137,7 +137,7 @@ def test_only_the_same_pretraining_is_resumed(masked, make_options, tmp_path):
     record = run / "pretraining.json"
     facts = json.loads(record.read_text(encoding="utf-8"))
     record.write_text(json.dumps({name: facts[name] for name in facts if name not in ("seed", "init")}))
-    with pytest.raises(UserValueError, match=r"pretraining\.json' is not complete: it lacks init, seed\. Start again"):
+    with pytest.raises(UserValueError, match=r"pretraining\.json' is not complete: it lacks init, seed\. Restore it"):
         check()
     for damaged in ('{"seed": 3, ', "[3]", ""):
         record.write_text(damaged, encoding="utf-8")
@@ -163,7 +163,8 @@ def test_other_images_and_damaged_checkpoints_are_not_resumed(masked, make_optio
         begin(options, tiles[1:], run / "checkpoints" / "step-0000001")
     (weights,) = (run / "checkpoints" / "step-0000001").glob("model*.safetensors")
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(UserOSError, match=r"The checkpoint '.*step-0000001' cannot be loaded; expected all files"):
+    damaged = r"step-0000001' cannot be loaded: 'model\.safetensors' is damaged\. Start again with `overwrite"
+    with pytest.raises(UserOSError, match=damaged):
         pretrain("masked", run, max_train_steps=2, checkpointing_steps=1, resume=True)
 
 

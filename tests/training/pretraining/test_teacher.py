@@ -1,10 +1,12 @@
 """The features of a teacher: the right layer, and the cache."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import no_file_larger_than
+from helpers import forget_accelerator, no_file_larger_than
 from PIL import Image
 from transformers import (
     AutoModel,
@@ -23,6 +25,7 @@ from co2s_hf.training.pretraining import teacher as teacher_module
 from co2s_hf.training.pretraining.teacher import Teacher, TeacherFeatures, read_teacher_config
 from co2s_hf.training.pretraining.tiles import Tile, list_tiles
 from co2s_hf.utils.errors import UserOSError, UserValueError
+from co2s_hf.utils.files import try_lock
 
 
 GRID = 4  # patches along a side of a tile
@@ -143,17 +146,53 @@ def test_the_cache_holds_the_features_of_all_tiles(features, tiles, accelerator,
     np.testing.assert_array_equal(again(tiles[-1])[0].reshape(-1, 16), expected[-1, 1:])
 
 
-def test_the_name_of_the_cache_depends_on_its_content(features, tiles, teacher_folder, accelerator):
+def test_the_name_of_the_cache_depends_on_its_content(features, tiles, teacher_folder, accelerator, tmp_path):
+    folder = shutil.copytree(teacher_folder, tmp_path / "teacher")
+
+    def key_of_the_copy(**precision) -> str:
+        forget_accelerator()  # all Accelerators of a process have one precision
+        return TeacherFeatures(Teacher(str(folder), 2, Accelerator(cpu=True, **precision)), tiles, 32, 8)._key()
+
+    keys = {key_of_the_copy(), key_of_the_copy(mixed_precision="bf16")}
+    model = AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        model.encoder.layer[1].mlp.fc1.bias[0] += 1e-3
+    model.save_pretrained(folder)  # other weights under the same name
+    keys.add(key_of_the_copy())
     others = [
         TeacherFeatures(Teacher(str(teacher_folder), 1, accelerator), tiles, 32, 8),
         TeacherFeatures(features.teacher, tiles, 32, 16),
         TeacherFeatures(features.teacher, tiles[:-1], 32, 8),
         TeacherFeatures(features.teacher, [*tiles[:-1], Tile(tiles[-1].path, tiles[-1].box, "changed")], 32, 8),
     ]
-    keys = {other._key() for other in (features, *others)}
-    assert len(keys) == 5
+    keys |= {other._key() for other in (features, *others)}
+    assert len(keys) == 8
     moved = [Tile(f"elsewhere/{number}", tile.box, tile.digest) for number, tile in enumerate(tiles)]
     assert TeacherFeatures(features.teacher, moved, 32, 8)._key() == features._key()
+
+
+def test_a_cache_of_another_size_is_not_read(features, accelerator, tmp_path):
+    path = features.cache(tmp_path, accelerator)
+    for content in (path.read_bytes()[:-2], path.read_bytes() + b"xx"):
+        path.write_bytes(content)
+        with pytest.raises(UserOSError) as error:
+            features.cache(tmp_path, accelerator)
+        assert str(error.value) == (
+            f"'{path}' is damaged: it has {len(content)} bytes; expected {features.num_bytes}. Remove it. The "
+            "features are then computed again."
+        )
+
+
+def test_two_processes_do_not_write_the_same_cache(features, accelerator, tmp_path):
+    path = features.cache(tmp_path, accelerator)
+    content = path.read_bytes()
+    part = path.rename(path.with_suffix(".part"))
+    with part.open("ab") as file:
+        assert try_lock(file)  # as the other process does
+        with pytest.raises(UserOSError, match=r"Another process computes the features in '.*\.part'\. Wait until"):
+            features.cache(tmp_path, accelerator)
+    assert part.read_bytes() == content
+    assert features.cache(tmp_path, accelerator) == path and path.read_bytes() == content
 
 
 @pytest.mark.parametrize("failure", ["interrupted", "full disk"])
@@ -183,7 +222,7 @@ def test_an_unfinished_cache_is_continued_bit_for_bit(failure, features, tiles, 
         file.write(b"x" * (17 * 16 * 2 + 5))
     calls[:] = [0, 0, 0]
     path = features.cache(tmp_path / "part", accelerator)
-    assert calls[3:] == [3, 3, 1]  # six of the thirteen tiles were there
+    assert calls[3:] == [3, 3, 3, 1]  # six of the thirteen tiles were there; the last three may not be complete
     assert path.read_bytes() == whole.read_bytes() and list((tmp_path / "part").iterdir()) == [path]
 
 

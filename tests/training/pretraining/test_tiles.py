@@ -62,6 +62,13 @@ def test_tiles_know_the_content_of_their_file(tmp_path):
     assert a.digest == b.digest != others[0].digest == others[1].digest
 
 
+def test_label_maps_beside_images_are_left_out(tmp_path):
+    for name in ("images/a.png", "labels/a.png", "more/labels/b.png"):
+        write_image(tmp_path / name, 32, 32)
+    found = [str(Path(tile.path).relative_to(tmp_path)) for tile in list_tiles([str(tmp_path)], None, 32)]
+    assert found == ["images/a.png", "more/labels/b.png"]
+
+
 def test_images_of_a_list_are_left_out(tmp_path):
     for name in ("a.png", "sub/b.png", "c.png", "my d.png"):
         write_image(tmp_path / "images" / name, 32, 32)
