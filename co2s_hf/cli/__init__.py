@@ -10,6 +10,7 @@
 May import every other package. The commands import heavy libraries inside functions, so that --help is quick.
 """
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -56,5 +57,7 @@ def main(words: Sequence[str] | None = None):
         "`co2s COMMAND --help` explains a command. On several devices: accelerate launch -m co2s_hf COMMAND ...",
     ]
     if words and words[0] not in ("-h", "--help"):
-        sys.exit("\n".join([*lines, "", f"error: there is no command '{redact(words[0])}'."]))
+        meant = difflib.get_close_matches(words[0].lower(), COMMANDS, n=1)
+        end = f"; did you mean '{meant[0]}'?" if meant else "."
+        sys.exit("\n".join([*lines, "", f"error: there is no command '{redact(words[0])}'{end}"]))
     print("\n".join(lines))

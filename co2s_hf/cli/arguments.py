@@ -14,6 +14,7 @@ from ..data.options import REAL_NAME, DataOptions
 from ..model.configuration_co2s import FUSIONS
 from ..training.options import TrainingOptions
 from ..utils.errors import UserValueError
+from ..utils.ranges import check_ranges
 from .command_line import Flag, Group, own_group, parse_fraction, setting
 
 
@@ -44,21 +45,25 @@ def parse_scale(words: list[str]) -> tuple[tuple[float, float], ...] | str:
     return pairs
 
 
-def parse_label_map(text: str) -> dict[int, int]:
-    """Parse "7=0,9=1" into {7: 0, 9: 1}."""
-    pairs = [re.fullmatch(r"\s*(\d+)\s*=\s*(\d+)\s*", part) for part in text.split(",")]
+def parse_label_map(text: str) -> dict[int | str, int]:
+    """Parse "7=0,128-255=1" into {7: 0, "128-255": 1}."""
+    pairs = [re.fullmatch(r"\s*(\d+(?:\s*-\s*\d+)?)\s*=\s*(\d+)\s*", part) for part in text.split(",")]
     if not all(pairs):
-        raise ValueError(f"'{text}' is not VALUE=CLASS,VALUE=CLASS, such as 7=0,9=1")
-    values = [int(pair[1]) for pair in pairs]
+        raise ValueError(f"'{text}' is not VALUE=CLASS,VALUE=CLASS, such as 7=0,9=1 or 0-127=0,128-255=1")
+    values = [int(pair[1]) if pair[1].isdecimal() else re.sub(r"\s", "", pair[1]) for pair in pairs]
     if len(set(values)) != len(values):
         raise ValueError(f"'{text}' maps one value to two classes")
-    return {int(pair[1]): int(pair[2]) for pair in pairs}
+    return {value: int(pair[2]) for value, pair in zip(values, pairs)}
 
 
 def parse_class_names(words: list[str]) -> list[str]:
     """Return the words as names; if the only word is a file, return the lines of the file."""
     if len(words) == 1 and Path(words[0]).is_file():
-        return [line.strip() for line in Path(words[0]).read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            text = Path(words[0]).read_text(encoding="utf-8-sig")
+        except ValueError as error:
+            raise ValueError(f"'{words[0]}' is not a UTF-8 text file with one name per line ({error})") from error
+        return [line.strip() for line in text.splitlines() if line.strip()]
     return words
 
 
@@ -110,7 +115,8 @@ DATA = Group(
         "ignore_index": Flag("Value in label files that means 'no class'."),
         "reduce_labels": Flag("0 in label files also means 'no class', and the classes start at 1."),
         "label_map": Flag(
-            "VALUE=CLASS pairs for label files, such as 7=0,9=1. Other values are errors.", parse_label_map
+            "VALUE=CLASS pairs for label files, such as 7=0,9=1 or 0-127=0,128-255=1. Other values are errors.",
+            parse_label_map,
         ),
         "label_colors": Flag("JSON file like classes.json with the colour of each class, for masks with colours."),
         "bands": BANDS,
@@ -180,7 +186,9 @@ SCHEDULE = {
     "decoder_lr_scale": Flag("Factor on the base learning rate for the decoders. Default: 1; own backbones: 10."),
     "gradient_checkpointing": Flag("Recompute backbone layers in the backward pass: 1/3 less memory, 1/4 more time."),
     "mixed_precision": Flag("Precision of the training. Default: the choice of `accelerate launch`."),
-    "dataloader_num_workers": Flag("Processes that read and crop images, per device."),
+    "dataloader_num_workers": Flag(
+        "Processes that read and crop images, per device. Default: 0 on a CPU; on a GPU one per CPU core, at most 8."
+    ),
     "use_cpu": Flag("Use the CPU even if there is a GPU."),
     "seed": Flag("Seed of all random numbers: weights, order of the images, views, drawn sets and scenes."),
 }
@@ -249,6 +257,9 @@ class InferenceArguments:
         None, "Precision. Default: the choice of `accelerate launch`."
     )
 
+    def __post_init__(self):
+        check_ranges(self, {"crop_size": 1, "seed": 0})
+
 
 @dataclass
 class HubTarget:
@@ -280,8 +291,7 @@ class CardArguments(HubArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.card_samples < 0:
-            raise UserValueError(f"`card_samples` is {self.card_samples}; it must be at least 0.")
+        check_ranges(self, {"card_samples": 0})
 
 
 CARD = own_group("Hub", CardArguments)

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ EXTRAS = {  # optional library -> extra of this package that installs it
     **dict.fromkeys(("affine", "pyarrow", "pyogrio", "rasterio", "shapely"), "scenes"),
     "gradio": "demo",
 }
+INTERRUPTED = 130  # exit status after Ctrl-C, as of other programs
 RECIPES = Path(__file__).parents[1] / "assets" / "recipes"
 
 
@@ -102,6 +104,8 @@ class Command:
             # The file and the command line are parsed separately. Otherwise a last option of the file that takes
             # several words would also take the first words of the command line.
             given = self._given(parser, self._words_of_config(words)) | self._given(parser, words)
+            if zero := next((name for name, value in given.items() if "\0" in str(value)), None):
+                raise argparse.ArgumentTypeError(f"argument --{zero}: {given[zero]!r} contains the character NUL")
             given.pop("config", None)
             for group in self.groups:
                 for name, flag in group.flags.items():
@@ -116,10 +120,13 @@ class Command:
             parser.error(self.in_flags(str(error)))
 
     @contextmanager
-    def user_errors(self) -> Iterator[None]:
-        """End the program with the message alone when the user can correct the error.
+    def user_errors(self, advice: Callable[[], str] = lambda: "Run the same command again.") -> Iterator[None]:
+        """End the program with the message alone when the user can correct the error, or interrupts the command.
 
         Everything that is printed in the block names flags instead of parameters, and hides the secrets of addresses.
+
+        Args:
+            advice: Function that returns how to go on after an interruption by Ctrl-C.
         """
         sys.excepthook = show_traceback  # for all other errors
         try:
@@ -127,6 +134,10 @@ class Command:
                 yield
         except UserError as error:
             sys.exit(f"error: {self.in_flags(str(error))}")
+        except KeyboardInterrupt as interruption:  # Ctrl-C
+            traceback.clear_frames(interruption.__traceback__)  # closes progress bars, so the message is the last line
+            print(f"\nInterrupted. {advice()}", file=sys.stderr)
+            sys.exit(INTERRUPTED)
         except ModuleNotFoundError as error:
             extra = EXTRAS.get((error.name or "").partition(".")[0])
             if extra is None:
@@ -154,6 +165,11 @@ class Command:
 
     def _group_of(self, name: str) -> Group | None:
         return next((group for group in self.groups if name in group.flags), None)
+
+    def _similar(self, wrong: str) -> str | None:
+        """Return the option whose name is most similar to a misspelt one. None: no name is similar."""
+        names = [name for group in self.groups for name in group.flags]
+        return next(iter(difflib.get_close_matches(wrong, names, n=1)), None)
 
     def _words(self, name: str, value: Any) -> list[str]:
         """Return a flag and its value as words: bands (4, 3, 2) as --bands 4,3,2, a switch as --flip."""
@@ -195,9 +211,9 @@ class Command:
         """Parse words; a mistyped flag is an error with a suggestion."""
         found, unknown = parser.parse_known_args(words)
         if unknown:
-            flags = [f"--{name}" for group in self.groups for name in group.flags]
-            meant = difflib.get_close_matches(unknown[0], flags, n=1)
-            text = f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean {meant[0]}?" if meant else "")
+            wrong = next((word for word in unknown if word.startswith("-")), "").partition("=")[0]
+            meant = self._similar(wrong.lstrip("-").replace("-", "_"))
+            text = f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean --{meant}?" if meant else "")
             raise argparse.ArgumentTypeError(text)
         return vars(found)
 
@@ -212,10 +228,9 @@ class Command:
         found = []
         for option, value in read_config(path).items():
             if self._group_of(option) is None:
-                known = [name for group in self.groups for name in group.flags]
-                meant = difflib.get_close_matches(str(option), known, n=1)
+                meant = self._similar(option)
                 raise argparse.ArgumentTypeError(
-                    f"{path}: there is no option '{option}'" + (f"; did you mean '{meant[0]}'?" if meant else ".")
+                    f"{path}: there is no option '{option}'" + (f"; did you mean '{meant}'?" if meant else ".")
                 )
             words = self._words(option, value)
             # One word, with "=": argparse would take a value that begins with a hyphen for a flag.
@@ -249,6 +264,25 @@ def own_group(title: str, options: type) -> Group:
     return Group(title, options, {f.name: f.metadata["flag"] for f in fields(options)})
 
 
+def how_to_resume(words: Sequence[str], output_dir: str) -> str:
+    """Return the command that continues an interrupted training.
+
+    Args:
+        words: Words of the interrupted command after the program's name, such as ["train", "--seed", "1"].
+        output_dir: Folder of its run.
+    """
+    words = list(words)
+    for option in ("--resume_from_checkpoint", "--overwrite_output_dir"):  # they exclude each other
+        for at in [n for n, word in enumerate(words) if word.partition("=")[0] == option][::-1]:
+            has_value = at + 1 < len(words) and "=" not in words[at] and not words[at + 1].startswith("-")
+            del words[at : at + 1 + has_value]
+    if any(Path(output_dir, "checkpoints").glob("step-*")):
+        words += ["--resume_from_checkpoint", "last"]
+        return f"Continue with: {redact(shlex.join(['co2s', *words]))}"
+    words += ["--overwrite_output_dir"] if any(Path(output_dir).glob("*")) else []
+    return f"There is no checkpoint yet. Start again with: {redact(shlex.join(['co2s', *words]))}"
+
+
 def recipe_names() -> list[str]:
     """Return the names of the recipes in the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -269,13 +303,45 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read the options of a YAML or JSON file."""
     try:
         text = path.read_text(encoding="utf-8")
-        # BaseLoader keeps all scalars as text: other loaders read "off" and "no", which are values here, as False.
-        options = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=yaml.BaseLoader)
-    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise argparse.ArgumentTypeError(f"{path} cannot be read: {error}") from error
+        if path.suffix == ".json":
+            options = json.loads(text, object_pairs_hook=_without_repetition)
+        else:
+            options = yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be read: its lists are nested too deeply.") from error
+    except (ValueError, yaml.YAMLError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise argparse.ArgumentTypeError(f"{path} cannot be read: {reason}") from error
     if not isinstance(options, dict):
         raise argparse.ArgumentTypeError(f"{path} has no options; expected lines such as 'crop_size: 256'.")
     return options
+
+
+class _Loader(yaml.BaseLoader):
+    """Reads all scalars as text, and refuses a name that occurs twice.
+
+    Other loaders read "off" and "no", which are values here, as False.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        if not isinstance(node, yaml.MappingNode):
+            return super().construct_mapping(node, deep)  # an error
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f"line {key.start_mark.line + 1}: expected the name of an option.")
+        return _without_repetition(
+            [(self.construct_object(key), self.construct_object(value, deep=deep)) for key, value in node.value]
+        )
+
+
+def _without_repetition(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of pairs; a name that occurs twice is an error."""
+    found = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"'{name}' occurs twice. Keep one of them.")
+        found[name] = value
+    return found
 
 
 def parse_fraction(text: str) -> float:
@@ -357,6 +423,7 @@ __all__ = [
     "Flag",
     "Group",
     "find_config",
+    "how_to_resume",
     "own_group",
     "parse_fraction",
     "read_config",

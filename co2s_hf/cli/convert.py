@@ -15,11 +15,12 @@ A converted model computes the same logits as the authors' code, up to rounding.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from ..data.benchmarks import BENCHMARKS
 from ..utils.errors import UserValueError
+from ..utils.ranges import check_ranges
 from .command_line import Command, own_group, setting
 
 
@@ -58,6 +59,9 @@ class SizeArguments:
     decoder_pool_size: int = setting(4, "Factor of the average pooling before the semantic layers.")
     clip_logits_size: int = setting(224, "Fixed side of the CLIP student's logits, in pixels.")
     dinov3_logits_size: int = setting(256, "Fixed side of the DINOv3 student's logits, in pixels.")
+
+    def __post_init__(self):
+        check_ranges(self, {f.name: 1 for f in fields(self)})
 
 
 COMMAND = Command(

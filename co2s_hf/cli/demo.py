@@ -14,7 +14,8 @@ publishes the page as a Space.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..utils.errors import UserImportError, UserOSError
+from ..utils.errors import UserImportError, UserOSError, UserValueError
+from ..utils.ranges import check_ranges
 from .arguments import DEFAULT_MODEL
 from .command_line import Command, own_group, setting
 
@@ -27,6 +28,11 @@ class DemoArguments:
     crop_size: int | None = setting(None, "Side of the windows in pixels. Default: the side of the crops in training.")
     share: bool = setting(False, "Also make a public link, through Gradio's servers.")
     port: int | None = setting(None, "Port of the page. Default: the first free one from 7860.")
+
+    def __post_init__(self):
+        check_ranges(self, {"crop_size": 1, "port": 1})
+        if self.port is not None and self.port > 65535:
+            raise UserValueError(f"`port` is {self.port}; it must be at most 65535.")
 
 
 COMMAND = Command(name="demo", description=__doc__, groups=[own_group("page", DemoArguments)])

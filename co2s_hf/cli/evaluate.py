@@ -30,6 +30,7 @@ from pathlib import Path
 from ..data.benchmarks import BENCHMARKS
 from ..data.options import DataOptions
 from ..utils.errors import UserValueError
+from ..utils.ranges import check_ranges
 from .arguments import DATA, HubArguments, HubTarget, InferenceArguments, choose_data
 from .command_line import Command, own_group, setting
 
@@ -45,8 +46,8 @@ class EvaluateArguments(InferenceArguments):
     num_shown: int = setting(5, "Number of images in predictions.png.")
 
     def __post_init__(self):
-        if self.num_shown < 1:
-            raise UserValueError(f"`num_shown` is {self.num_shown}; it must be at least 1.")
+        super().__post_init__()
+        check_ranges(self, {"num_shown": 1, "eval_short_side": 8})
 
 
 @dataclass

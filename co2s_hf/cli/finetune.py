@@ -21,8 +21,10 @@ model/. `co2s evaluate`, `predict`, `demo`, `from_pretrained` and `pipeline` loa
 its base is not moved or renamed.
 
 The data may have other classes than the base. The query of a new class starts from random values. The text encoder of
-the base encodes the text of the class. The decoders start from the weights of the base. Data without class names must
-have as many classes as the base. It is then taken to have the same classes, with a warning: name them if this is wrong.
+the base encodes the text of the class. The decoders start from the weights of the base.
+
+Data without class names must have as many classes as the base. It is then taken to have the same classes, with a
+warning. Name its classes if this is wrong.
 """
 
 import shutil
@@ -35,7 +37,7 @@ from ..data.options import DataOptions
 from ..training.options import AdaptationOptions
 from ..utils.errors import UserValueError
 from .arguments import CARD, DATA, CardArguments, training_groups
-from .command_line import Command, Flag, own_group, setting
+from .command_line import Command, Flag, how_to_resume, own_group, setting
 
 
 MODEL = {
@@ -96,7 +98,8 @@ def main(words: Sequence[str] | None = None):
     """Run `co2s finetune` with these words, or those of this process."""
     words = list(sys.argv[1:] if words is None else words)
     arguments = COMMAND.parse(words)
-    with COMMAND.user_errors():
+    command = ["finetune", *words]
+    with COMMAND.user_errors(lambda: how_to_resume(command, arguments[AdaptationOptions].output_dir)):
         options, data_options, hub = (arguments[kind] for kind in (AdaptationOptions, DataOptions, CardArguments))
         check(options, data_options, hub)
 
@@ -105,7 +108,6 @@ def main(words: Sequence[str] | None = None):
         from .model_folders import claim, describe, publish_result
 
         config = open_base(options)
-        command = ["finetune", *words]
         run = loop.setup(options, data_options, build_adapted_model, config, command)
         repository = claim(hub, run.accelerator)
         trained = loop.train(run, evaluate_first=True)

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from ..data.options import DataOptions
 from ..utils.errors import UserValueError
+from ..utils.ranges import check_ranges
 from .arguments import DATA
 from .command_line import Command, Flag, Group, own_group, setting
 
@@ -47,6 +48,7 @@ class PrepareArguments:
             raise UserValueError("Name the result: `output_dir`, `push_to_hub` or `report`.")
         if self.private and self.push_to_hub is None:
             raise UserValueError("`private` goes with `push_to_hub`.")
+        check_ranges(self, {"tile_size": 1, "tile_overlap": 0, "seed": 0})
 
 
 SPLIT_COLUMN = Flag(

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..utils.errors import UserValueError
+from ..utils.errors import UserValueError, loading
 from .arguments import DEFAULT_MODEL, HubTarget
 from .command_line import Command, own_group, setting
 
@@ -72,6 +72,9 @@ def push_model(args: PushArguments):
     from ..hub.publishing import add_handler, check_publishable, claim_repository, publish
 
     check_publishable(args.checkpoint)
+    what = f"`checkpoint` is '{args.checkpoint}', which"
+    with loading(what, "the folder of a trained model", args.checkpoint, model_type="co2s"):
+        pass  # the files are checked before anything is uploaded
     folder = Path(args.checkpoint)
     name = claim_repository(args.hub_model_id, args.hub_private_repo, args.hub_revision)
     if not (folder / "README.md").exists():

@@ -42,7 +42,7 @@ from collections.abc import Sequence
 from ..data.options import DataOptions
 from ..training.options import TrainingOptions
 from .arguments import CARD, DATA, CardArguments, training_groups
-from .command_line import Command
+from .command_line import Command, how_to_resume
 
 
 COMMAND = Command(
@@ -70,12 +70,13 @@ def main(words: Sequence[str] | None = None):
     """Run `co2s train` with these words, or those of this process."""
     words = list(sys.argv[1:] if words is None else words)
     arguments = COMMAND.parse(words)
-    with COMMAND.user_errors():
+    command = ["train", *words]
+    with COMMAND.user_errors(lambda: how_to_resume(command, arguments[TrainingOptions].output_dir)):
         from ..training import loop  # these imports take seconds, and --help must be quick
         from .model_folders import claim, describe, publish_result
 
         hub = arguments[CardArguments]
-        run = loop.setup(arguments[TrainingOptions], arguments[DataOptions], command=["train", *words])
+        run = loop.setup(arguments[TrainingOptions], arguments[DataOptions], command=command)
         repository = claim(hub, run.accelerator)
         trained = loop.train(run)
         if run.accelerator.is_main_process:

@@ -246,7 +246,7 @@ def _pair_files(root: Path) -> tuple[Samples, list[Finding]]:
             f"No label file has the name of an image: for '{unpaired[0]}', there is no '{wanted}'. Rename the files."
         )
     findings = [
-        Finding("labels without an image", f"{path} has no image of this name. Rename one of them.", is_warning=True)
+        Finding("labels without an image", f"{path} has no image of this name. Rename one of them.", True, "no image")
         for path in unpaired
     ]
     paired = [str(labels[stem]) if stem in labels else None for stem in images]

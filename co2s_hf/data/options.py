@@ -1,5 +1,6 @@
 """The options of data: where it is, what its values mean, and how its sets are drawn."""
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,8 @@ class DataOptions:
         class_names: Class names in label order. None: those of classes.json, or class_0, class_1 ...
         ignore_index: Value in label files that means "no class".
         reduce_labels: The value 0 in label files also means "no class", and the classes start at 1.
-        label_map: Value in label files -> class index, 0 to 254. Other values are errors.
+        label_map: Value, or range of values as text, in label files -> class index, 0 to 254: {7: 0, "128-255": 1}.
+            Both ends belong to a range. Other values are errors.
         label_colors: JSON file with the colours of the classes, for label files that hold RGB colours.
         bands: Numbers, from 1, of the bands for red, green and blue.
         scale: (low, high) values that become 0 and 255, one pair for all bands or one pair per band. "percentiles":
@@ -82,7 +84,7 @@ class DataOptions:
     class_names: list[str] | None = None
     ignore_index: int = IGNORE
     reduce_labels: bool = False
-    label_map: dict[int, int] | None = None
+    label_map: dict[int | str, int] | None = None
     label_colors: str | None = None
     bands: tuple[int, int, int] | None = None
     scale: tuple[tuple[float, float], ...] | Literal["percentiles"] | None = None
@@ -142,16 +144,38 @@ class DataOptions:
         names = self.class_names or []
         if len(set(names)) != len(names):
             raise UserValueError(f"`class_names` names a class twice: {' '.join(names)}. Each name must be different.")
-        if self.label_map is not None and not self.label_map:
-            raise UserValueError("`label_map` is empty. Map every value to a class: `label_map={7: 0, 9: 1}`.")
-        for value, index in (self.label_map or {}).items():
-            if not 0 <= index < IGNORE:
-                raise UserValueError(f"`label_map` maps {value} to {index}; classes are 0 to {IGNORE - 1}.")
+        if self.label_map is not None:
+            self._check_label_map()
         if self.label_colors is not None and not Path(self.label_colors).is_file():
             raise UserFileNotFoundError(
                 f"`label_colors` is '{self.label_colors}', which does not exist. Name a JSON file with the classes "
                 "and their colours."
             )
+
+    def _check_label_map(self):
+        """Check `label_map`, and convert its keys to integers and texts such as "128-255".
+
+        The keys are texts if the options were saved as JSON.
+        """
+        if not self.label_map:
+            raise UserValueError("`label_map` is empty. Map every value to a class: `label_map={7: 0, 9: 1}`.")
+        for value, index in self.label_map.items():
+            if not 0 <= index < IGNORE:
+                raise UserValueError(f"`label_map` maps {value} to {index}; classes are 0 to {IGNORE - 1}.")
+        ranges = sorted(label_ranges(self.label_map))
+        for (low, high, _), (next_low, next_high, _) in itertools.pairwise(ranges):
+            if next_low <= high:
+                one, other = _key_of_range(low, high), _key_of_range(next_low, next_high)
+                raise UserValueError(
+                    f"`label_map` maps the value {next_low} twice, by {one} and by {other}. Give ranges that do not "
+                    "overlap: `label_map={'0-127': 0, '128-255': 1}`."
+                )
+        if self.ignore_index != IGNORE and any(low <= self.ignore_index <= high for low, high, _ in ranges):
+            raise UserValueError(
+                f"`label_map` maps the value {self.ignore_index} to a class, but `ignore_index` says that this value "
+                "means 'no class'. Leave it out of `label_map`, or leave `ignore_index` out."
+            )
+        self.label_map = {_key_of_range(low, high): index for low, high, index in label_ranges(self.label_map)}
 
     def _check_image_rule(self):
         """Check `bands` and `scale`, and convert them to the tuples of [`ImageRule`]."""
@@ -212,3 +236,31 @@ class DataOptions:
     def has_source(self) -> bool:
         """Whether `data`, `data_dir`, `dataset_name` or `dataset` is given."""
         return any(source is not None for source in (self.data, self.data_dir, self.dataset_name, self.dataset))
+
+
+def label_ranges(label_map: dict[int | str, int]) -> list[tuple[int, int, int]]:
+    """Return the lowest value, the highest value and the class index of each entry of `label_map`.
+
+    Raises:
+        UserValueError: A key is neither a whole number nor a range such as "128-255".
+    """
+    ranges = []
+    for key, index in label_map.items():
+        ends = re.fullmatch(r"\s*(-?\d+)\s*(?:-\s*(-?\d+)\s*)?", str(key))
+        if ends is None:
+            raise UserValueError(
+                f"`label_map` has the value '{key}'; expected a whole number or a range: "
+                "`label_map={7: 0, '128-255': 1}`."
+            )
+        low, high = int(ends[1]), int(ends[2] or ends[1])
+        if low > high:
+            raise UserValueError(
+                f"`label_map` has the range {key}, which is reversed. Give the lower value first: "
+                f"`label_map={{'{high}-{low}': {index}}}`."
+            )
+        ranges.append((low, high, index))
+    return ranges
+
+
+def _key_of_range(low: int, high: int) -> int | str:
+    return low if low == high else f"{low}-{high}"

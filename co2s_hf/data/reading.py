@@ -185,14 +185,15 @@ class LabelRule:
     Args:
         ignore_index: Value that means "no class".
         reduce_labels: The value 0 also means "no class", and the classes start at 1.
-        label_map: (value, class index) pairs. Other values are errors.
+        label_map: (lowest value, highest value, class index) of each range of values. Other values are errors. A value
+            of a range belongs to this class even if it is `ignore_index`.
         colors: RGB colour of each class, in label order, for label files that hold colours.
         ignore_colors: Colours that mean "no class".
     """
 
     ignore_index: int = IGNORE
     reduce_labels: bool = False
-    label_map: tuple[tuple[int, int], ...] | None = None
+    label_map: tuple[tuple[int, int, int], ...] | None = None
     colors: tuple[tuple[int, int, int], ...] | None = None
     ignore_colors: tuple[tuple[int, int, int], ...] = ()
 
@@ -206,7 +207,7 @@ class LabelRule:
             UserValueError: The file cannot be read, is not a label map, or has values that no rule covers.
         """
         values = self.read_values(file)
-        indices = self._indices_of_bytes[values] if values.dtype == np.uint8 else self.indices(values)
+        indices = self._indices_of_16_bits[values] if values.dtype in (np.uint8, np.uint16) else self.indices(values)
         if (indices == UNKNOWN).any():
             unknown = self.format_value(int(values[indices == UNKNOWN][0]))
             raise UserValueError(
@@ -246,10 +247,10 @@ class LabelRule:
             Array of the same shape: class indices, 255 for "no class", -1 for values that no rule covers.
         """
         values = values.astype(np.int64)
-        if self._table is not None:
-            known, indices = self._table
-            place = np.searchsorted(known, values).clip(max=len(known) - 1)
-            return np.where(known[place] == values, indices[place], UNKNOWN)
+        if self._ranges is not None:
+            lows, highs, indices = self._ranges
+            place = (np.searchsorted(lows, values, side="right") - 1).clip(min=0)
+            return np.where((lows[place] <= values) & (values <= highs[place]), indices[place], UNKNOWN)
         ignored = values == self.ignore_index
         if self.reduce_labels:
             ignored, values = ignored | (values == 0), values - 1
@@ -259,23 +260,30 @@ class LabelRule:
         """Format a value as the file holds it: a number, or an RGB colour."""
         return f"({value >> 16}, {value >> 8 & 255}, {value & 255})" if self.colors is not None else str(value)
 
-    @cached_property
-    def _indices_of_bytes(self) -> np.ndarray:
-        """Class indices of the values 0 to 255. A look-up is faster than a computation per pixel."""
-        return self.indices(np.arange(256)).astype(np.int16)
+    @property
+    def has_ranges(self) -> bool:
+        """Whether the rule gives one class to a range of values."""
+        return any(low < high for low, high, _ in self.label_map or ())
 
     @cached_property
-    def _table(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Sorted values and their class indices, if the rule lists values."""
+    def _indices_of_16_bits(self) -> np.ndarray:
+        """Class indices of the values 0 to 65535. A look-up is faster than a computation per pixel."""
+        return self.indices(np.arange(1 << 16)).astype(np.int16)
+
+    @cached_property
+    def _ranges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Lowest values, highest values and class indices of sorted ranges, if the rule lists values or colours."""
         if self.colors is not None:
             index_of = {_color_value(color): index for index, color in enumerate(self.colors)}
             index_of |= {_color_value(color): IGNORE for color in self.ignore_colors}
+            ranges = [(value, value, index) for value, index in index_of.items()]
         elif self.label_map is not None:
-            index_of = {self.ignore_index: IGNORE} | dict(self.label_map)
+            ranges = list(self.label_map)
+            if not any(low <= self.ignore_index <= high for low, high, _ in ranges):
+                ranges.append((self.ignore_index, self.ignore_index, IGNORE))
         else:
             return None
-        known = np.array(sorted(index_of))
-        return known, np.array([index_of[value] for value in known.tolist()])
+        return tuple(np.array(sorted(ranges)).T)
 
 
 def _color_value(color: tuple[int, int, int]) -> int:

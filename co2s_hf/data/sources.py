@@ -11,11 +11,19 @@ import numpy as np
 from ..model.configuration_co2s import Co2SConfig
 from ..utils.errors import UserValueError
 from .listings import ClassDescription, list_samples, read_classes
-from .options import IGNORE, PERCENTILES_SCALE, DataOptions
+from .options import IGNORE, PERCENTILES_SCALE, DataOptions, label_ranges
 from .reading import ImageRule, LabelRule, open_image, percentile_scale
 from .samples import Samples
 from .splits import SPLITS, Line, draw_labeled, draw_validation, hash_labels, hash_lists
-from .validation.checks import Finding, Scans, check, raise_errors
+from .validation.checks import (
+    MOST_UNNAMED,
+    Finding,
+    Scans,
+    check,
+    merge_findings,
+    raise_errors,
+    remedy_for_soft_masks,
+)
 from .validation.scan import LabelFacts, scan_images, scan_labels
 
 
@@ -128,6 +136,7 @@ def open_source(
         names, doubts = (_count_classes(scans), []) if config is None else _names_of_model(config, sets, scans)
     id2label = dict(enumerate(names))
     findings = [*listing.findings, *doubts, *check(scans, id2label, rules["label_rule"].ignore_index, needed)]
+    findings = merge_findings(findings)
     if options.dataset is not None:  # the paper's lists are used as they are
         findings = [replace(f, is_warning=True) if f.kind == "images in two places" else f for f in findings]
     raise_errors(findings)
@@ -167,7 +176,7 @@ def _label_rule(options: DataOptions, default: LabelRule, description: ClassDesc
     return LabelRule(
         ignore_index=options.ignore_index,
         reduce_labels=options.reduce_labels,
-        label_map=None if options.label_map is None else tuple(options.label_map.items()),
+        label_map=None if options.label_map is None else tuple(label_ranges(options.label_map)),
         colors=colors,
         ignore_colors=description.ignore_colors if colors else (),
     )
@@ -261,18 +270,33 @@ def _count_classes(scans: dict[str, Scans]) -> list[str]:
     """Return the names class_0, class_1 ... up to the highest label.
 
     Raises:
-        UserValueError: More labels are missing than present, so the values are probably not class indices.
+        UserValueError: More labels are missing than present, or there are more than `MOST_UNNAMED` classes. So the
+            values are probably not class indices.
     """
-    present = _present(scans["labeled"].labels) | _present(scans["validation"].labels)
+    labels = [facts for name in ("labeled", "validation") for facts in scans[name].labels or () if facts is not None]
+    present = _present(labels)
     highest = max(present, default=-1)
     missing = sorted(set(range(highest)) - present)
-    if len(missing) > len(present):
-        held, gaps = (", ".join(map(str, indices)) for indices in (sorted(present), missing[:5]))
+    name_them = "If these are class indices, name all classes in classes.json or with `class_names`."
+    map_them = f"Otherwise map every value to a class: `label_map={{{highest}: 1}}`."
+    if len(missing) > len(present) and len(present) <= MOST_UNNAMED:
+        held, gaps = (_listed(indices) for indices in (sorted(present), missing[:5]))
+        remedy = remedy_for_soft_masks(labels, highest) or f"{name_them} {map_them}"
+        raise UserValueError(f"The label maps hold {held}, but not {gaps}. {remedy}")
+    if highest >= MOST_UNNAMED:
+        file = next(facts.name for facts in labels if highest in facts.classes)
+        remedy = remedy_for_soft_masks(labels, highest)
+        remedy = f"{remedy} {name_them}" if remedy else f"{name_them} {map_them}"
         raise UserValueError(
-            f"The label maps hold {held}, but not {gaps}. If these are class indices, name all classes with "
-            f"`class_names`. Otherwise map every value to a class: `label_map={{{highest}: 1}}`."
+            f"The label maps hold {len(present)} classes without names. The highest one is {highest}, in {file}. More "
+            f"than {MOST_UNNAMED} classes need names. {remedy}"
         )
     return [f"class_{index}" for index in range(highest + 1)]
+
+
+def _listed(indices: Sequence[int]) -> str:
+    """List at most ten numbers."""
+    return ", ".join([*map(str, indices[:10]), *(["..."] if len(indices) > 10 else [])])
 
 
 def _present(labels: Iterable[LabelFacts | None] | None) -> set[int]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..utils.errors import UserValueError
+from ..utils.ranges import check_above_zero, check_ranges
 
 
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".parquet")
@@ -49,18 +50,14 @@ class SceneOptions:
 
     def __post_init__(self):
         self.vector = None if self.vector is None else str(self.vector)
-        if self.windows_per_batch < 1:
-            raise UserValueError(f"`windows_per_batch` is {self.windows_per_batch}; expected at least 1.")
+        check_ranges(self, {"windows_per_batch": 1, "overlap_px": 0, "min_area_m2": 0, "simplify_m": 0})
+        check_above_zero(self, "resample_to")
         for name in ("min_area_m2", "simplify_m"):
             value = getattr(self, name)
-            if not value >= 0:  # also refuses NaN
-                raise UserValueError(f"`{name}` is {value}; expected 0 or more.")
             if value and self.vector is None:
                 raise UserValueError(
                     f"`{name}` is {value}, but no polygons are written. Name a file for them: `vector='map.gpkg'`."
                 )
-        if self.resample_to is not None and not self.resample_to > 0:
-            raise UserValueError(f"`resample_to` is {self.resample_to}; expected metres per pixel, above 0.")
         if self.score_dtype not in SCORE_DTYPES:
             raise UserValueError(f"`score_dtype` is '{self.score_dtype}'; expected {' or '.join(SCORE_DTYPES)}.")
         if self.score_dtype != "uint8" and not (self.save_confidence or self.save_probabilities):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,7 @@ from rasterio.features import rasterize, shapes
 
 from ..utils.errors import UserOSError
 from ..utils.files import written_file
-from .georeferencing import GeoGrid
+from .georeferencing import LONG_LAT, GeoGrid, convert
 from .maps import strips
 
 
@@ -39,6 +40,8 @@ SCHEMA = pa.schema(
     ]
 )
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(eq=False)
 class MapObject:
@@ -46,7 +49,7 @@ class MapObject:
 
     Args:
         label: Class index.
-        area_m2: Area on the ground in square metres.
+        area_m2: Area on the ground in square metres. NaN: unknown.
         num_pixels: Number of pixels.
         confidence_sum: Sum of the confidence of its pixels.
         parts: One outline per strip that contains a part of it, in pixel coordinates (column, row).
@@ -97,7 +100,7 @@ def map_objects(
     Args:
         height: Height of the map in pixels.
         read: Function from a slice of rows to their labels (uint8), confidence (0 to 1) and pixel areas (square
-            metres), each (rows, width).
+            metres, NaN if unknown), each (rows, width).
         nodata: Label of pixels that belong to no object.
     """
     above = None  # of the last row of the previous strip: labels, objects by number, object number of each pixel
@@ -167,6 +170,8 @@ def write_polygons(
 
     Args:
         path: File to write: .gpkg, .geojson (longitude and latitude, as RFC 7946 requires) or .parquet (GeoParquet).
+            Objects with a corner that has no longitude and latitude are left out of .geojson; a warning has their
+            number.
         objects: The objects, from [`map_objects`].
         grid: Pixel grid of the map. It has a transform.
         id2label: Class index -> class name.
@@ -174,12 +179,12 @@ def write_polygons(
             neighbouring outlines may overlap or leave gaps. 0: no simplification.
 
     Returns:
-        The number of objects.
+        The number of objects in the file. An unknown area is null there.
 
     Raises:
         UserOSError: The file could not be written completely.
     """
-    count, failures, objects = 0, [], iter(objects)
+    count, left_out, failures, objects = 0, 0, [], iter(objects)
 
     def next_objects() -> list[MapObject]:
         try:
@@ -189,15 +194,20 @@ def write_polygons(
             raise
 
     def batches() -> Iterator[pa.RecordBatch]:
-        nonlocal count
+        nonlocal count, left_out
         while chunk := next_objects():
+            outlines = np.array([_outline(found, grid.transform, simplify_px) for found in chunk])
+            if path.suffix == ".geojson":
+                inside = _on_earth(outlines, grid.crs)
+                chunk, outlines = list(itertools.compress(chunk, inside)), outlines[inside]
+                left_out += np.count_nonzero(~inside)
             count += len(chunk)
             columns = {
                 "class": [found.label for found in chunk],
                 "name": [id2label[found.label] for found in chunk],
-                "area_m2": [found.area_m2 for found in chunk],
+                "area_m2": [None if np.isnan(found.area_m2) else found.area_m2 for found in chunk],
                 "confidence": [found.confidence for found in chunk],
-                "geometry": [_outline_wkb(found, grid.transform, simplify_px) for found in chunk],
+                "geometry": shapely.to_wkb(outlines).tolist(),
             }
             yield pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
@@ -211,15 +221,29 @@ def write_polygons(
         if failures:
             raise failures[0] from error
         raise UserOSError(f"'{path.name}' cannot be written: {error}. Is the disk full?") from error
+    if left_out:
+        logger.warning(
+            f"'{path.name}' has no polygons for {left_out} objects with a corner that has no longitude and latitude. "
+            "Files that end in .gpkg or .parquet have them, in the coordinates of the scene."
+        )
     return count
 
 
-def _outline_wkb(found: MapObject, transform: Affine, simplify_px: float) -> bytes:
-    """Return the outline in the coordinates of the map, as well-known binary."""
+def _on_earth(outlines: np.ndarray, crs: CRS) -> np.ndarray:
+    """Return which of the outlines, in a coordinate system, have a longitude and latitude for every vertex."""
+    points, owners = shapely.get_coordinates(outlines, return_index=True)
+    longitude, _ = convert(crs, LONG_LAT, *points.T)
+    inside = np.ones(len(outlines), dtype=bool)
+    inside[owners[np.isnan(longitude)]] = False
+    return inside
+
+
+def _outline(found: MapObject, transform: Affine, simplify_px: float) -> shapely.Polygon:
+    """Return the outline in the coordinates of the map."""
     outline = found.outline()
     if simplify_px:
         outline = outline.simplify(simplify_px)
-    return shapely.to_wkb(shapely.transform(outline, lambda points: np.stack(transform @ tuple(points.T), axis=1)))
+    return shapely.transform(outline, lambda points: np.stack(transform @ tuple(points.T), axis=1))
 
 
 def _is_complete(target: Path, count: int) -> bool:

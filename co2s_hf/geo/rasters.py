@@ -7,6 +7,7 @@ A whole raster is never in memory at its full size. Each read also returns a mas
 not nodata, not transparent and not NaN.
 """
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from .scene_files import is_local, scene_name
 
 
 SAMPLE_PX = 1024  # longer side of the sample from which the range of a band's values is computed
+FEW_PX = 1000  # if fewer pixels of the sample have data, the scene is read at its full size
 GDAL_OPTIONS = {
     "GDAL_CACHEMAX": 128 * 2**20,  # bytes; GDAL's default is a twentieth of the memory of the machine
     "GDAL_HTTP_CONNECTTIMEOUT": "30",  # seconds
@@ -160,7 +162,9 @@ class SceneRaster:
         self.dtype = np.result_type(*{raster.dtypes[number - 1] for number in self.bands})
         self.read_grid = self.grid
         if resample_to_m is not None:
-            sizes = zip((self.grid.height, self.grid.width), self.grid.equal_area_projection().pixel_size_m())
+            ground = self.grid.on_ground()
+            ground.check_corners()
+            sizes = zip((self.grid.height, self.grid.width), ground.pixel_size_m())
             self.read_grid = self.grid.resized(*(max(1, round(n * size / resample_to_m)) for n, size in sizes))
 
     def _check_kind(self, raster: rasterio.DatasetReader):
@@ -188,23 +192,50 @@ class SceneRaster:
         """Return the rule that converts the bands to 8-bit RGB.
 
         Args:
-            scale: As in [`ImageRule`]. "percentiles": the percentiles of this scene, from a sample of its pixels.
+            scale: As in [`ImageRule`]. "percentiles": the percentiles of this scene, from a sample of its pixels. If
+                no pixel is valid, there is nothing to scale, and the range is 0 to 255.
 
         Raises:
             UserValueError: The rule does not give three bands of 8 bits. The message lists the bands of the scene.
         """
         if scale == "percentiles":
-            shape = (len(self.bands), *self.sample_shape(SAMPLE_PX))
-            with self._gdal():
-                values = self._raster().read(list(self.bands), out_shape=shape, masked=True)
-            values = values.astype(np.float32).filled(np.nan).reshape(len(self.bands), -1)
+            values = self._values_for_percentiles()
             try:
-                scale = percentile_ranges(np.where(np.isfinite(values), values, np.nan))
+                scale = percentile_ranges(values) if values.size else ((0, 255),)
             except ValueError as error:
                 raise UserValueError(f"{self.source}: {error}") from error
         rule = ImageRule(self.bands, scale)
         rule.check(self.source, self.dtype, len(self.bands), self.held)
         return rule
+
+    def _values_for_percentiles(self) -> np.ndarray:
+        """Return the values of some pixels, (bands, pixels), NaN in a band without data.
+
+        They are a sample of the whole scene. If few pixels of the sample have data, such as those of a corner, they
+        are all pixels with data instead, or the first ones. No pixel: the scene has no data.
+        """
+        height, width, shape = self.grid.height, self.grid.width, self.sample_shape(SAMPLE_PX)
+        values = self._values(Window(0, 0, width, height), shape)
+        if values.shape[1] >= FEW_PX or shape == (height, width):
+            return values
+        found, num_pixels = [], 0
+        for top, left in itertools.product(range(0, height, SAMPLE_PX), range(0, width, SAMPLE_PX)):
+            size = min(SAMPLE_PX, height - top), min(SAMPLE_PX, width - left)
+            found.append(self._values(Window(left, top, size[1], size[0]), size))
+            num_pixels += found[-1].shape[1]
+            if num_pixels >= SAMPLE_PX**2:
+                break
+        return np.concatenate(found, axis=1)
+
+    def _values(self, window: Window, shape: tuple[int, int]) -> np.ndarray:
+        """Read the pixels of a window that have data in at least one band, (bands, pixels), float32."""
+        with self._gdal():
+            values = self._raster().read(
+                list(self.bands), window=window, out_shape=(len(self.bands), *shape), masked=True
+            )
+        values = values.astype(np.float32).filled(np.nan).reshape(len(self.bands), -1)
+        values[~np.isfinite(values)] = np.nan
+        return values[:, ~np.isnan(values).all(axis=0)]
 
     def held(self) -> str:
         """Return a list of the bands for error messages: number, name, type and range of the values."""

@@ -15,6 +15,9 @@ from ..utils.redaction import redact
 logger = logging.getLogger(__name__)
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
+# A name that ends so is meant as a file. Other names with a dot may be folders, such as maps.v2.
+OTHER_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".pdf", ".svg", ".zip", ".json", ".nc", ".shp")
+OTHER_SUFFIXES += (".gpkg", ".geojson", ".parquet", ".vrt", ".jp2", ".img", ".cog")
 
 
 def is_address(source: str) -> bool:
@@ -129,10 +132,17 @@ def plan_maps(words: list[str], output: str | Path) -> dict[str, Path]:
 
     Raises:
         UserFileNotFoundError, UserValueError: As in [`find_scenes`].
-        UserValueError: `output` is one file for several scenes, or lies in a folder that is searched for scenes.
+        UserValueError: `output` is one file for several scenes, is a file that does not end in .tif, or lies in a
+            folder that is searched for scenes.
     """
-    scenes, output = find_scenes(words), Path(output)
+    output = Path(output)
     is_file = output.suffix.lower() in (".tif", ".tiff")
+    if not is_file and (output.is_file() or (output.suffix.lower() in OTHER_SUFFIXES and not output.is_dir())):
+        raise UserValueError(
+            f"`output` is '{output}'; expected a name that ends in .tif for the map of one scene, such as "
+            f"'{output.with_suffix('.tif')}', or a folder. A quick-look (.png) is written beside each map."
+        )
+    scenes = find_scenes(words)
     if is_file and len(scenes) > 1:
         raise UserValueError(f"`output` is one file, '{output}', for {len(scenes)} scenes; expected a folder.")
     for folder in (Path(word) for word in words if Path(word).is_dir()):

@@ -1,4 +1,4 @@
-"""What identifies a scene, so that a resumed run notices that the scene has changed.
+"""What identifies a scene, so that a resumed run notices that the scene has changed. Which mosaics can be read.
 
 A local file is identified by its size and the time of its last change. So are the local files that it names: the
 parts of a mosaic, or the values beside a header. rasterio gives neither for an address, so an address is identified by
@@ -8,14 +8,18 @@ the scene stays the same.
 
 import itertools
 import os
+import re
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from rasterio.errors import RasterioError
 
-from ..utils.errors import UserValueError
-from .rasters import SceneRaster, open_scene
+from ..utils.errors import UserFileNotFoundError, UserValueError
+from ..utils.redaction import redact
+from .rasters import SceneRaster, UnreadableScene, open_scene
 from .scene_files import is_address, is_local, scene_name
 
 
@@ -23,6 +27,8 @@ SAMPLES = 3  # windows along each side of a scene whose values are compared
 SAMPLE_PX = 32  # side of such a window
 # Programs that only look at a scene write statistics and overviews into these files.
 SIDE_SUFFIXES = (".aux.xml", ".ovr")
+
+_failures: list[str] = []  # messages of mosaics that could not be read in this process; see `failures_remembered`
 
 
 @dataclass(frozen=True)
@@ -40,13 +46,16 @@ class SceneIdentity:
 
     @classmethod
     def of(cls, scene: SceneRaster) -> "SceneIdentity":
-        """Identify an opened scene.
+        """Identify an opened scene. Call this before the first read.
 
         Raises:
+            UserFileNotFoundError: A part of a mosaic is missing.
+            UnreadableScene: A part of a mosaic could not be read before in this process.
             UnreadableScene: The scene, or a part of it, is at an address, and some of its pixels cannot be read.
         """
         source = scene.source
         files = set() if is_address(source) else _named_files(source)
+        _check_parts(source, files)
         facts = {"scene": {"name": scene_name(source)} | (_file_facts(source) if is_local(source) else {})}
         if is_address(source) or any(is_address(file) for file in files):
             facts["scene_sample"] = _sample_checksum(scene)
@@ -72,6 +81,37 @@ def _named_files(source: str) -> set[str]:
         found |= files
         waiting += [file for file in files if file.lower().endswith(".vrt") and is_local(file)]
     return found - {source}
+
+
+def _check_parts(source: str, files: set[str]):
+    """Check that no part is missing, and that GDAL can report a part that it cannot read."""
+    # Names with a colon, such as NETCDF:"file":variable, are no paths.
+    missing = [file for file in sorted(files) if not is_address(file) and ":" not in file and not is_local(file)]
+    if missing:
+        raise UserFileNotFoundError(
+            f"{source} cannot be read: its part '{missing[0]}' is missing. Restore it, or make the mosaic again."
+        )
+    for file in files | {source}:
+        if any(re.search(rf"(?<![\w./-]){re.escape(redact(file))}(?![\w/-])", message) for message in _failures):
+            raise UnreadableScene(
+                f"{source} cannot be read now: '{file}' could not be read before, and GDAL may read zeros instead in "
+                "this process. Start a new Python process. It can continue the finished rows: `resume=True`."
+            )
+
+
+@contextmanager
+def failures_remembered(source: str) -> Iterator[None]:
+    """Remember a mosaic that cannot be read. [`SceneIdentity.of`] then refuses it, and its part with the error.
+
+    GDAL reports a part of a mosaic that it cannot open once per thread. After that it reads zeros without an error, as
+    long as the process has any mosaic open, for example the user's own one. A second run would make a wrong map.
+    """
+    try:
+        yield
+    except UnreadableScene as error:
+        if scene_name(source).lower().endswith(".vrt"):
+            _failures.append(str(error))
+        raise
 
 
 def _file_facts(path: str) -> dict:

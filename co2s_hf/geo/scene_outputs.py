@@ -1,11 +1,13 @@
 """Write the files of a finished map: GeoTIFFs, class names, quick-look and polygons.
 
 The files are first written to temporary paths and then renamed, the map last. A map that exists is therefore complete.
+If a file that is made from the map fails, such as the quick-look, the map and the other files are still written.
 """
 
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +18,16 @@ from rasterio.errors import RasterioError
 
 from ..data.reading import ImageRule
 from ..model.configuration_co2s import Co2SConfig
-from ..utils.errors import UserFileExistsError, UserOSError, UserValueError
+from ..utils.errors import UserError, UserFileExistsError, UserOSError, UserValueError
 from ..utils.figures import draw_scene_map, palette_or_default
 from ..utils.files import clean, flush, written_file
+from .georeferencing import GroundPixels
 from .maps import FULL, NODATA, MapBand, strips, write_class_names, write_map
 from .options import SceneOptions
-from .polygons import map_objects, write_polygons
+from .polygons import MapObject, map_objects, write_polygons
 from .rasters import SceneRaster
 from .resumable_raster import ResumableRaster, differences, file_error, was_replacing
-from .scene_files import is_local
+from .scene_files import is_local, scene_name
 from .scene_identity import SceneIdentity
 
 
@@ -34,6 +37,12 @@ TAG = "CO2S_"  # prefix of the tags with the settings of a map
 # Prefixes of tags of the scene that do not hold for its map.
 SCENE_TAGS = ("STATISTICS_", "TIFFTAG_MINSAMPLEVALUE", "TIFFTAG_MAXSAMPLEVALUE", TAG, "CLASS_")
 
+logger = logging.getLogger(__name__)
+
+
+class IncompleteMap(UserOSError):
+    """The map is complete, but a file that is made from it is missing."""
+
 
 @dataclass(frozen=True)
 class SceneMap:
@@ -42,15 +51,18 @@ class SceneMap:
     Args:
         paths: "map", "class_names", "quick_look" and, if requested, "confidence", "probabilities", "vector" -> path.
         class_pixels: Number of pixels of every class.
-        class_areas_m2: Area of every class in square metres. None if the coordinates of the scene cannot be converted
-            to metres.
+        class_areas_m2: Area of every class in square metres, without `unmeasured_pixels`. None if the coordinates of
+            the scene cannot be converted to metres.
         nodata_pixels: Number of pixels without data.
+        unmeasured_pixels: Number of pixels of every class whose area is unknown, because they or their neighbours have
+            no position on Earth. With `class_areas_m2` of None, these are all pixels.
     """
 
     paths: dict[str, Path]
     class_pixels: list[int]
     class_areas_m2: list[float] | None
     nodata_pixels: int
+    unmeasured_pixels: list[int]
 
 
 def output_paths(destination: Path, options: SceneOptions) -> dict[str, Path]:
@@ -134,6 +146,12 @@ def _check_free(path: Path, destination: Path, resume: bool = True):
     """
     if path.exists() and not (resume and was_replacing(destination, path)):
         raise UserFileExistsError(f"'{path}' exists already. Choose another destination, or remove it.")
+
+
+def can_be_completed(paths: dict[str, Path]) -> bool:
+    """Return whether files of an existing map are missing that can be made from its finished rows."""
+    is_missing = any(not path.exists() for path in paths.values())
+    return is_missing and was_replacing(paths["map"], paths["map"])
 
 
 def check_complete(paths: dict[str, Path], facts: dict):
@@ -227,32 +245,46 @@ class SceneOutputs:
                 "it first: `rio warp`."
             )
         try:
-            self.projection = self.grid.equal_area_projection()
+            self.ground = self.grid.on_ground()
         except UserValueError:
             if options.vector is not None:
                 raise
-            self.projection = None  # the legend then shows shares without areas
+            self.ground = None  # the legend then shows shares without areas
 
     def write(self, paths: dict[str, Path]) -> SceneMap:
-        """Write all files to temporary paths, then move them to their paths, the map last."""
+        """Write all files to temporary paths, then move them to their paths, the map last.
+
+        Raises:
+            IncompleteMap: A file that is made from the map could not be made. All others are written.
+            UserOSError: The map could not be written, for example because the disk is full. No file is written.
+        """
+        failures: dict[Path, Exception] = {}
         with ExitStack() as stack:  # it ends the contexts in reverse order
-            temporary = {name: stack.enter_context(written_file(path)) for name, path in reversed(paths.items())}
-            self._write_raster(temporary["map"], {"labels": "class"}, self.palette)
-            if "confidence" in paths:
-                self._write_raster(temporary["confidence"], {"confidence": "confidence"})
-            if "probabilities" in paths:
-                planes = {f"probability_{index}": name for index, name in enumerate(self.names)}
-                self._write_raster(temporary["probabilities"], planes)
-            write_class_names(temporary["class_names"], self.names)
-            result = self._measure(paths)
-            self._draw_quick_look(temporary["quick_look"], result)
-            if "vector" in paths:
-                self._write_polygons(temporary["vector"])
+            for name in ("map", "confidence", "probabilities"):
+                if name in paths:
+                    self._write_raster(stack.enter_context(written_file(paths[name])), name)
+            result = self._measured(paths)
+            derived = {
+                "vector": self._write_polygons,
+                "quick_look": lambda path: self._draw_quick_look(path, result),
+                "class_names": lambda path: write_class_names(path, self.names),
+            }
+            for name, write in derived.items():
+                if name in paths:
+                    _write_derived(paths[name], write, stack, failures)
             for path in paths.values():  # the prediction may have taken hours
                 _check_free(path, paths["map"])
             self.planes.note_outputs(list(paths.values()))
         for folder in {path.parent for path in paths.values()}:
             flush(folder)  # before the finished rows are removed
+        _say_what_is_unknown(self.scene.source, result)
+        if failures:
+            listed = ", ".join(f"'{path}' ({type(error).__name__}: {error})" for path, error in failures.items())
+            raise IncompleteMap(
+                f"The map '{paths['map']}' is complete, but a file is missing: {listed}. To make it from the finished "
+                "rows, correct the cause and use `resume=True`. To keep the map without it, remove "
+                f"'{self.planes.folder}'."
+            ) from next(iter(failures.values()))
         return result
 
     def _plane_reader(self, name: str, masked: bool = True) -> Callable[[slice], np.ndarray]:
@@ -280,8 +312,13 @@ class SceneOutputs:
 
         return read
 
-    def _write_raster(self, path: Path, planes: dict[str, str], palette: np.ndarray | None = None):
-        """Write a GeoTIFF with one band per plane; `planes` maps the name of each plane to the name of its band."""
+    def _write_raster(self, path: Path, output: str):
+        """Write the GeoTIFF of one output: "map", "confidence" or "probabilities"."""
+        planes, palette = {"confidence": "confidence"}, None  # name of each plane -> name of its band
+        if output == "map":
+            planes, palette = {"labels": "class"}, self.palette
+        elif output == "probabilities":
+            planes = {f"probability_{index}": name for index, name in enumerate(self.names)}
         bands = [MapBand(name, self._plane_reader(plane)) for plane, name in planes.items()]
         dtype = self.planes.planes[next(iter(planes))].name
         write_map(path, bands, dtype, self.grid, self._tags(), palette, self.options.cog)
@@ -292,17 +329,31 @@ class SceneOutputs:
         tags |= _as_tags(self.planes.settings | self.facts | {"runs": self.planes.runs})
         return tags | {f"CLASS_{index}": name for index, name in enumerate(self.names)}
 
-    def _measure(self, paths: dict[str, Path]) -> SceneMap:
-        """Count the pixels of every class and sum their areas."""
+    def _measured(self, paths: dict[str, Path]) -> SceneMap:
+        """Count the pixels of every class and sum their areas. If the areas fail, return the numbers without them."""
+        try:
+            return self._measure(paths, self.ground)
+        except Exception as error:  # an error must not lose the map
+            logger.warning("The areas of the classes cannot be computed.", exc_info=error)
+            return self._measure(paths, None)
+
+    def _measure(self, paths: dict[str, Path], ground: GroundPixels | None) -> SceneMap:
+        """Count the pixels of every class and sum their areas, unless `ground` is None."""
         read, num_classes = self._plane_reader("labels"), self.config.num_labels
-        pixels, areas = np.zeros(NODATA + 1, dtype=np.int64), np.zeros(NODATA + 1)
+        pixels, unmeasured = np.zeros((2, NODATA + 1), dtype=np.int64)
+        areas = np.zeros(NODATA + 1)
         for rows in strips(self.grid.height, STATISTICS_ROWS):
             labels = read(rows).ravel()
             pixels += np.bincount(labels, minlength=NODATA + 1)
-            if self.projection is not None:
-                areas += np.bincount(labels, self.projection.areas_m2(rows).ravel(), minlength=NODATA + 1)
-        areas = None if self.projection is None else areas[:num_classes].tolist()
-        return SceneMap(paths, pixels[:num_classes].tolist(), areas, int(pixels[NODATA]))
+            if ground is None:
+                unmeasured += np.bincount(labels, minlength=NODATA + 1)
+                continue
+            of_rows = ground.areas_m2(rows).ravel()
+            areas += np.bincount(labels, np.nan_to_num(of_rows), minlength=NODATA + 1)
+            unmeasured += np.bincount(labels[np.isnan(of_rows)], minlength=NODATA + 1)
+        pixels, unmeasured, nodata = pixels[:num_classes].tolist(), unmeasured[:num_classes].tolist(), pixels[NODATA]
+        areas = None if ground is None else areas[:num_classes].tolist()
+        return SceneMap(paths, pixels, areas, int(nodata), unmeasured)
 
     def _draw_quick_look(self, path: Path, result: SceneMap):
         """Draw the scene, its map and the confidence, each reduced in size by nearest neighbour."""
@@ -327,7 +378,9 @@ class SceneOutputs:
         legend = {}
         for index, pixels in enumerate(result.class_pixels):
             if pixels:
-                area = "" if result.class_areas_m2 is None else f", {_format_area(result.class_areas_m2[index])}"
+                unmeasured, area = result.unmeasured_pixels[index], ""
+                if unmeasured < pixels:
+                    area = f", {'at least ' * (unmeasured > 0)}{_format_area(result.class_areas_m2[index])}"
                 legend[index] = f"{self.names[index]}: {100 * pixels / num_valid:.1f} %{area}"
         return legend
 
@@ -336,12 +389,62 @@ class SceneOutputs:
         labels, confidence = self._plane_reader("labels"), self._plane_reader("confidence")
 
         def read(rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            return labels(rows), _as_probabilities(confidence(rows)), self.projection.areas_m2(rows)
+            return labels(rows), _as_probabilities(confidence(rows)), self.ground.areas_m2(rows)
 
-        objects = map_objects(self.grid.height, read, NODATA)
-        objects = (found for found in objects if found.area_m2 >= self.options.min_area_m2)
-        simplify_px = self.options.simplify_m / float(np.mean(self.projection.pixel_size_m()))
-        write_polygons(path, objects, self.grid, dict(enumerate(self.names)), simplify_px)
+        def kept() -> Iterator[MapObject]:
+            nonlocal left_out
+            for found in map_objects(self.grid.height, read, NODATA):
+                if np.isnan(found.area_m2) and least:
+                    left_out += 1
+                elif not found.area_m2 < least:
+                    yield found
+
+        least, left_out = self.options.min_area_m2, 0
+        simplify_px = self.options.simplify_m / float(np.mean(self.ground.pixel_size_m()))
+        write_polygons(path, kept(), self.grid, dict(enumerate(self.names)), simplify_px)
+        if left_out:
+            logger.warning(
+                f"'{path.name}' has no polygons for {left_out} objects of unknown area, because `min_area_m2` is "
+                f"{least}."
+            )
+
+
+def _write_derived(path: Path, write: Callable[[Path], None], stack: ExitStack, failures: dict[Path, Exception]):
+    """Write a temporary file that becomes `path` at the end of `stack`. An error goes into `failures`."""
+
+    def failed(error: Exception):
+        if isinstance(error, OSError) and not isinstance(error, UserError):
+            error = file_error(error, path)
+        if not isinstance(error, UserError):
+            logger.warning(f"'{path}' cannot be made.", exc_info=error)
+        failures[path] = error
+
+    try:
+        with ExitStack() as own:
+            write(own.enter_context(written_file(path)))
+            finished = own.pop_all()
+    except Exception as error:  # an error must not lose the map
+        failed(error)
+        return
+
+    def move(*of_stack):  # the error that ends `stack`: type, error, traceback
+        try:
+            finished.__exit__(*of_stack)
+        except Exception as error:
+            failed(error)
+
+    stack.push(move)
+
+
+def _say_what_is_unknown(source: str, result: SceneMap):
+    """Say that the scene has no data, or that areas are unknown."""
+    if not any(result.class_pixels):
+        logger.warning(f"'{scene_name(source)}' has no pixels with data. Its map has the value {NODATA} everywhere.")
+    if result.class_areas_m2 is not None and (unmeasured := sum(result.unmeasured_pixels)):
+        logger.warning(
+            f"{unmeasured} pixels of '{scene_name(source)}', or their neighbours, have no position on Earth. Their "
+            "area is unknown. The areas of the classes do not contain them."
+        )
 
 
 def _as_tags(facts: dict) -> dict[str, str]:

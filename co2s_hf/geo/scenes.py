@@ -25,8 +25,16 @@ try:
 
     from .maps import NODATA, quantized
     from .rasters import GDAL_OPTIONS, SceneRaster, UnreadableScene
-    from .scene_identity import SceneIdentity
-    from .scene_outputs import SceneMap, SceneOutputs, check_complete, check_destinations, output_facts, output_paths
+    from .scene_identity import SceneIdentity, failures_remembered
+    from .scene_outputs import (
+        SceneMap,
+        SceneOutputs,
+        can_be_completed,
+        check_complete,
+        check_destinations,
+        output_facts,
+        output_paths,
+    )
 except ImportError as error:
     raise UserImportError(
         f"Scenes need further libraries ({error}). Install them: pip install 'co2s_hf[scenes]'."
@@ -73,6 +81,9 @@ def segment_scene(
     `cog`, `vector`, `min_area_m2`, `simplify_m` and `save_confidence` may also differ, because these files are made
     from the finished rows at the end. The rows are then removed, so further files of a complete map need a new run.
 
+    A scene may have pixels without a position on Earth, such as the corners of a full-disk image. They have labels,
+    but no area. Polygons in .geojson, which has degrees only, leave out objects with such a corner.
+
     A scene is recognized by its name, and by the size and time of its file and of the files of a mosaic. At an
     address, some of its pixels are compared instead.
 
@@ -100,10 +111,13 @@ def segment_scene(
 
     Raises:
         UnreadableScene: The scene cannot be read, or has no coordinate system.
+        UserFileNotFoundError: A part of a mosaic is missing.
         UserValueError: The bands of the scene do not fit the model, or an option is out of range.
         UserValueError: The finished rows were made with other settings, from other files, or are damaged.
         UserFileExistsError: A file of the map, or the folder of its finished rows, exists and cannot be resumed.
         UserOSError: The destination cannot be written.
+        IncompleteMap: The map is written, but a picture, the class names or the polygons could not be made. Another
+            run with `resume` makes them from the finished rows.
     """
     options, source, destination = SceneOptions(**options), str(source), Path(destination)
     crop_size = window_side(model, crop_size)
@@ -116,33 +130,34 @@ def segment_scene(
         )
     rule = ImageRule.of_config(model.config)
     with rasterio.Env(**GDAL_OPTIONS), SceneRaster(source, bands or rule.bands, options.resample_to) as scene:
-        rule = scene.image_rule(scale or rule.scale)
-        prediction = _Prediction(model, image_processor, scene, rule, options, crop_size, flip)
         identity = SceneIdentity.of(scene)
-        settings = identity.facts | prediction.facts()
-        facts = output_facts(model.config, identity, options)
-        if paths["map"].exists():
-            check_complete(paths, settings | facts)
-            remove_unfinished(destination)  # of a run that was killed at its end
-            return None
-        height, width = scene.read_grid.height, scene.read_grid.width
-        planes = ResumableRaster(
-            destination,
-            height,
-            width,
-            prediction.planes(),
-            settings,
-            resume,
-            rounding=prediction.rounding(),
-            parts=identity.parts,
-        )
-        with _finished_rows_kept(planes, source):
-            outputs = SceneOutputs(model.config, scene, rule, options, planes, facts)
-            _warn_of_other_rounding(planes)
-            prediction.run(planes, show_progress)
-            result = outputs.write(paths)
-        planes.remove()
-        return result
+        with failures_remembered(source):
+            rule = scene.image_rule(scale or rule.scale)
+            prediction = _Prediction(model, image_processor, scene, rule, options, crop_size, flip)
+            return _map_scene(prediction, identity, paths, resume, show_progress)
+
+
+def _map_scene(
+    prediction: "_Prediction", identity: SceneIdentity, paths: dict[str, Path], resume: bool, show_progress: bool
+) -> SceneMap | None:
+    """Predict the rows that are not finished and write the files. Return None for a map that is complete already."""
+    scene, options, destination = prediction.scene, prediction.options, paths["map"]
+    settings = identity.facts | prediction.facts()
+    facts = output_facts(prediction.model.config, identity, options)
+    if destination.exists() and not can_be_completed(paths):
+        check_complete(paths, settings | facts)
+        remove_unfinished(destination)  # of a run that was killed at its end
+        return None
+    height, width, planes = scene.read_grid.height, scene.read_grid.width, prediction.planes()
+    rest = {"rounding": prediction.rounding(), "parts": identity.parts}
+    rows = ResumableRaster(destination, height, width, planes, settings, resume, **rest)
+    with _finished_rows_kept(rows, scene.source):
+        outputs = SceneOutputs(prediction.model.config, scene, prediction.rule, options, rows, facts)
+        _warn_of_other_rounding(rows)
+        prediction.run(rows, show_progress)
+        result = outputs.write(paths)
+    rows.remove()
+    return result
 
 
 def _scale_pairs(scale) -> tuple[tuple[float, float], ...] | str | None:

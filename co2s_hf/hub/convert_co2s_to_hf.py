@@ -30,7 +30,7 @@ from ..model.configuration_co2s import Co2SConfig
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.loading_co2s import check_finite
 from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
-from ..utils.errors import UserFileNotFoundError, UserOSError, UserValueError, loading
+from ..utils.errors import UserError, UserFileNotFoundError, UserOSError, UserValueError, loading
 from ..utils.files import check_new_folder, recover, written_beside
 
 
@@ -496,7 +496,8 @@ def convert_to_original(checkpoint: str | Path, output_dir: str | Path):
     """
     output_dir = check_new_folder(output_dir)
     recover(checkpoint)
-    with loading(f"'{checkpoint}'", expected="the folder of a model of this package or its name on the Hub"):
+    expected = "the folder of a model of this package or its name on the Hub"
+    with loading(f"'{checkpoint}'", expected, checkpoint, Co2SConfig.model_type):
         model = Co2SForSemanticSegmentation.from_pretrained(checkpoint)
     weights = {student: restore_student(model, student) for student in STUDENTS}
     _check_authors_settings(model.config, weights)
@@ -511,9 +512,17 @@ def _check_authors_settings(config: Co2SConfig, weights: dict[str, dict[str, tor
     options = {name: getattr(config, name) for name in ("decoder_num_attention_heads", "decoder_pool_size")}
     # The logits sizes depend on the crop size of a training, so any sizes are allowed. They must not be None.
     options |= {name: size for name in ("clip_logits_size", "dinov3_logits_size") if (size := getattr(config, name))}
-    authors = config_from_weights(
-        weights["clip"], weights["dinov3"], num_attention_heads=config.clip_config.num_attention_heads, **options
-    )
+    try:
+        authors = config_from_weights(
+            weights["clip"], weights["dinov3"], num_attention_heads=config.clip_config.num_attention_heads, **options
+        )
+    except UserError:
+        raise
+    except ValueError as error:  # the fixed settings of the authors' code do not fit the sizes of the weights
+        raise UserValueError(
+            f"The authors' code cannot load a model of these sizes: {error} Only models with the authors' settings "
+            "can be converted back."
+        ) from error
     found, expected = _network_settings(config), _network_settings(authors)
     differing = [name for name in expected if found.get(name) != expected[name]]
     if differing:

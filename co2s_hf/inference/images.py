@@ -1,16 +1,19 @@
 """Load a trained model, predict images in memory, fuse the students, and draw the pictures of a prediction."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..data.image_files import StoredFile
+from ..data.reading import ImageRule
 from ..model.configuration_co2s import Co2SConfig
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation, calibrate_and_fuse
-from ..utils.errors import UserValueError, loading
+from ..utils.errors import UserFileNotFoundError, UserValueError, loading
 from ..utils.files import recover
 from .windows import sliding_window_logits
 
@@ -33,7 +36,8 @@ def load_model(
     """
     recover(checkpoint)
     what = f"`checkpoint` is '{checkpoint}', which"
-    with loading(what, expected="the folder of a trained model or its name on the Hub"):
+    expected = "the folder of a trained model or its name on the Hub"
+    with loading(what, expected, checkpoint, Co2SConfig.model_type):
         model = Co2SForSemanticSegmentation.from_pretrained(checkpoint, revision=revision, **model_kwargs)
         image_processor = Co2SImageProcessor.from_pretrained(checkpoint, revision=revision)
     return model, image_processor
@@ -152,31 +156,39 @@ class Segmentation:
 def segment_image(
     model: Co2SForSemanticSegmentation,
     image_processor: Co2SImageProcessor,
-    image: Image.Image | np.ndarray,
+    image: Image.Image | np.ndarray | str | Path,
     crop_size: int | None = None,
     overlap_px: int | None = None,
     blend: str = "smooth",
     windows_per_batch: int = 8,
 ) -> Segmentation:
-    """Segment an image in memory, of any size, by overlapping windows.
+    """Segment an image file, or an image in memory, of any size, by overlapping windows.
 
     [`co2s_hf.geo.scenes.segment_scene`] does the same for raster files of any size.
 
     Args:
         model: Model in evaluation mode. Its configuration contains the fusion of the students.
         image_processor: Image processor of the model.
-        image: 8-bit RGB or grey: a PIL image, or an array (height, width, bands) or (height, width).
+        image: 8-bit RGB or grey: a PIL image, an array (height, width, bands) or (height, width), or the path of an
+            image file. A file is read as the training images of the model were: with the bands and the scale in its
+            configuration.
         crop_size: Side of the windows in pixels. None: the side of the crops in training.
         overlap_px, blend: See [`WindowGrid`].
         windows_per_batch: Windows per forward pass.
 
     Raises:
         UserValueError: `crop_size` is None, and the configuration of the model has none.
+        UserFileNotFoundError: There is no such file.
+        UserValueError: The file cannot be read, or the rule of the model does not cover it.
         ValueError: The image is not RGB or grey with values from 0 to 255.
+        TypeError: `image` is of another type.
     """
     crop_size = window_side(model, crop_size)
-    if isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] not in (1, 3):
-        raise ValueError(f"`image` has the shape {image.shape}; expected (height, width, 3) or (height, width, 1).")
+    if isinstance(image, str | Path):
+        if not Path(image).is_file():
+            raise UserFileNotFoundError(f"`image` is '{image}', and there is no such file.")
+        image = ImageRule.of_config(model.config).read(StoredFile(str(image)))
+    _check_image(image)
     layout = "channels_last" if np.ndim(image) == 3 else None
     pixel_values = image_processor(image, input_data_format=layout, return_tensors="pt")["pixel_values"]
     size = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
@@ -191,6 +203,25 @@ def segment_image(
     )
     probabilities = fused_logits(logits, model.config, size).softmax(dim=0).cpu().numpy()
     return Segmentation(probabilities.argmax(axis=0).astype(np.uint8), probabilities)
+
+
+def _check_image(image: Image.Image | np.ndarray):
+    """Check the type, the shape and the data type of an image. The image processor checks the values.
+
+    Raises:
+        TypeError, ValueError: See [`segment_image`].
+    """
+    expected = "a PIL image, an array (height, width, 3), (height, width, 1) or (height, width), or the path of a file"
+    if isinstance(image, Image.Image):
+        return
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"`image` is of the type {type(image).__name__}; expected {expected}.")
+    if image.ndim not in (2, 3) or 0 in image.shape or (image.ndim == 3 and image.shape[-1] not in (1, 3)):
+        raise ValueError(
+            f"`image` has the shape {image.shape}; expected (height, width, 3), (height, width, 1) or (height, width)."
+        )
+    if image.dtype.kind not in "uif":
+        raise ValueError(f"`image` has the data type {image.dtype}; expected numbers from 0 to 255, such as uint8.")
 
 
 def prediction_pictures(

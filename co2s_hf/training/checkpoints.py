@@ -22,6 +22,7 @@ from ..data.sources import Source
 from ..data.splits import write_lists
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import Co2SForSemanticSegmentation
+from ..utils.devices import explain_precision
 from ..utils.errors import UserFileNotFoundError, UserOSError, UserValueError
 from ..utils.files import check_new_folder, clean, flush, flush_folder, remove_results, write_json, written_beside
 from ..utils.redaction import redacted
@@ -312,6 +313,7 @@ def check_same_run(checkpoint: Path, record: dict) -> dict:
     if differing:
         raise UserValueError(
             f"This is not the run in {output_dir}: {'; '.join(differing)}. Resume with the options of that run."
+            + explain_precision(before.get("mixed_precision"), now.get("mixed_precision"))
         )
     return saved
 

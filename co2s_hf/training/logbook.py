@@ -172,26 +172,29 @@ class DivergenceError(UserError, FloatingPointError):
 
 
 class NonFiniteGuard:
-    """Skip a step if its loss is not finite. Stop the run if the loss of the next step is not finite either."""
+    """Skip a step if one of its losses is not finite. Stop the run if a loss of the next step is not finite either."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator, self.last_skipped = accelerator, -2
 
-    def must_skip(self, loss: torch.Tensor, names: list[str], step: int) -> bool:
-        """Return whether to skip the current step. All processes return the same value.
+    def broken_batches(self, losses: list[torch.Tensor], names: list[list[str]], step: int) -> list[bool]:
+        """Return for each batch of a step whether its loss is not finite. If one is, the step must be skipped.
+
+        All processes return the same values. A GPU is waited for once, so call this once per step.
 
         Args:
-            loss: Loss of the batch of this process, a scalar.
-            names: Names of the images in that batch.
+            losses: Loss of each batch of this process, scalars.
+            names: Names of the images in each of these batches.
             step: Number of steps done before.
 
         Raises:
             DivergenceError: The previous step was skipped, too.
         """
-        broken = self.accelerator.reduce((~torch.isfinite(loss.detach())).float(), reduction="sum").item() > 0
-        if broken:
-            names = gather_object(names)
-            problem = f"The loss of step {step + 1} is not finite. Its images: {', '.join(names)}."
+        counts = self.accelerator.reduce((~torch.isfinite(torch.stack(losses).detach())).float(), reduction="sum")
+        broken = [count > 0 for count in counts.tolist()]
+        if any(broken):
+            own = [name for batch, is_broken in zip(names, broken) if is_broken for name in batch]
+            problem = f"The loss of step {step + 1} is not finite. Its images: {', '.join(gather_object(own))}."
             if self.last_skipped == step - 1:
                 raise DivergenceError(
                     f"{problem} The step before was skipped for the same reason. The checkpoints are unchanged. "

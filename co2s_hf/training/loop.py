@@ -107,7 +107,8 @@ def setup(
     model = build(options, data)
     resize = {"do_resize": True, "size": {"shortest_edge": options.eval_short_side}} if options.eval_short_side else {}
     objective = make_objective(options, model, class_weights, data, accelerator)
-    optimizer = make_optimizer(model, options.learning_rate, options.backbone_lr_scale, options.decoder_lr_scale)
+    rates = (options.learning_rate, options.backbone_lr_scale, options.decoder_lr_scale)
+    optimizer = make_optimizer(model, *rates, device=accelerator.device)
     scheduler = polynomial_decay(optimizer, options.max_train_steps)
     warm_up = WarmUp.for_options(options)
     # Accelerate wraps the objective, not the model: the forward of the objective computes all losses of a batch.
@@ -192,7 +193,7 @@ def training_step(run: Run, batch: dict, index: int) -> bool:
         index: Number of batches since the beginning of the training.
 
     Returns:
-        Whether the step is skipped, because the loss of one of its batches is not finite.
+        Whether the step is skipped, because the loss of one of its batches is not finite. False before its last batch.
     """
     options, config = run.options, run.model.config
     step = index // options.gradient_accumulation_steps
@@ -204,20 +205,30 @@ def training_step(run: Run, batch: dict, index: int) -> bool:
     with run.accelerator.accumulate(run.objective):
         losses = run.objective(make_views(batch, config.image_mean, config.image_std), weight)
         names = [*batch["labeled_name"], *batch.get("unlabeled_name", [])]
-        if run.guard.must_skip(losses["loss"], names, step):
-            run.skips_step = True
-        else:
-            run.logbook.add(losses, len(names) * run.accelerator.num_processes)
-            run.accelerator.backward(losses["loss"])
-        if run.accelerator.sync_gradients and run.skips_step:  # one broken batch is enough to skip the whole step
+        run.accelerator.backward(losses["loss"])
+        run.step_batches.append(({name: value.detach() for name, value in losses.items()}, names))
+        is_skipped = run.accelerator.sync_gradients and must_skip(run, step)
+        if is_skipped:
             run.optimizer.zero_grad()  # without gradients, the update below changes nothing
         # Accelerate's wrappers do nothing here before the last batch of a step.
         run.optimizer.step()
         run.optimizer.zero_grad()
-    was_skipped = run.skips_step
-    if run.accelerator.sync_gradients:
-        run.skips_step = False
-    return was_skipped
+    return is_skipped
+
+
+def must_skip(run: Run, step: int) -> bool:
+    """Log the losses of a complete step, and return whether to skip it. One broken batch is enough.
+
+    Raises:
+        DivergenceError: The previous step was skipped, too.
+    """
+    losses, names = zip(*run.step_batches)
+    broken = run.guard.broken_batches([values["loss"] for values in losses], list(names), step)
+    for values, images, is_broken in zip(losses, names, broken):
+        if not is_broken:
+            run.logbook.add(values, len(images) * run.accelerator.num_processes)
+    run.step_batches.clear()
+    return any(broken)
 
 
 def begin(run: Run):

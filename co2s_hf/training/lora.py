@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Sequence
 
 from peft import LoraConfig
 from torch import nn
@@ -53,18 +54,18 @@ def co2s_lora_config(
     if rank < 1:
         raise UserValueError(f"`rank` is {rank}; it must be at least 1.")
     pattern = TARGETS.get(targets, targets)
+    adaptable = [name for name, module in model.named_modules() if _is_adaptable(module)]
     try:
-        names = [
-            name for name, module in model.named_modules() if _is_adaptable(module) and re.fullmatch(pattern, name)
-        ]
+        names = [name for name in adaptable if re.fullmatch(pattern, name)]
     except re.error as error:
         raise UserValueError(
-            f"`targets` is '{targets}': neither {' nor '.join(TARGETS)}, nor a regular expression ({error})."
+            f"`targets` is '{targets}': neither {' nor '.join(TARGETS)}, nor a regular expression ({error}). "
+            f"{_layers_to_match(adaptable)}"
         ) from error
     if not names:
         raise UserValueError(
             f"`targets` is '{targets}', which matches no layer. Give {' or '.join(TARGETS)}, or a regular expression "
-            "for whole names such as 'clip.encoder.vision_model.encoder.layers.0.self_attn.q_proj'."
+            f"for whole names. {_layers_to_match(adaptable)}"
         )
     whole = ["clip.guidance"]
     whole += ["dinov3.guidance"] if train_queries else []
@@ -106,6 +107,13 @@ def merged(model: Co2SForSemanticSegmentation) -> Co2SForSemanticSegmentation:
     model.enable_adapters()  # this also sets the adapter's classes
     model._unwrap(keep_adapter=True)
     return model
+
+
+def _layers_to_match(names: Sequence[str]) -> str:
+    """Say how the layers are called that an expression may match."""
+    backbones = [name for name in names if re.match(_LAYER, name)]
+    ends = dict.fromkeys(name.rpartition(".")[2] for name in backbones)
+    return f"A whole name is '{backbones[0]}'. Names end with {', '.join(ends)}."
 
 
 def _is_adaptable(module: nn.Module) -> bool:

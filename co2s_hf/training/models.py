@@ -85,8 +85,11 @@ def pretrained_model(options: TrainingOptions, classes: dict) -> Co2SForSemantic
         classes: Fields `id2label`, `palette` and `class_concepts` of the configuration. The concepts of data without
             class names are None.
     """
-    for name in (options.clip_model, options.dinov3_model):
+    for option in ("clip_model", "dinov3_model"):
+        name = getattr(options, option)
         recover(name)
+        with loading(f"`{option}` {name}", name=name):
+            pass  # the block below cannot tell which of the two models is damaged
     text_embeddings = "random" if classes["class_concepts"] is None else None
     with loading(f"`clip_model` {options.clip_model} or `dinov3_model` {options.dinov3_model}"):
         model = Co2SForSemanticSegmentation.from_backbones(
@@ -143,7 +146,7 @@ def open_base(options: AdaptationOptions) -> Co2SConfig:
     recover(options.checkpoint)
     if Path(options.checkpoint).is_dir():
         options.checkpoint = str(Path(options.checkpoint).resolve())  # the adapter stores it as its base
-    with loading(f"`checkpoint` {options.checkpoint}"):
+    with loading(f"`checkpoint` {options.checkpoint}", name=options.checkpoint, model_type=Co2SConfig.model_type):
         is_adapter = find_adapter_config_file(options.checkpoint) is not None
         config = None if is_adapter else Co2SConfig.from_pretrained(options.checkpoint)
         image_processor = None if is_adapter else Co2SImageProcessor.from_pretrained(options.checkpoint)
@@ -168,7 +171,7 @@ def build_adapted_model(options: AdaptationOptions, data: Source) -> Co2SForSema
         UserOSError: The base or its text encoder cannot be loaded.
         UserValueError: The data has other classes than the base, and `freeze_queries` is True.
     """
-    with loading(f"`checkpoint` {options.checkpoint}"):
+    with loading(f"`checkpoint` {options.checkpoint}", name=options.checkpoint, model_type=Co2SConfig.model_type):
         # Load in float32, even if the base was saved in half precision, which would round small updates to zero.
         model = Co2SForSemanticSegmentation.from_pretrained(
             options.checkpoint, dtype=torch.float32, **quantization(options.quantize)

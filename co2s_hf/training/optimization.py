@@ -11,12 +11,17 @@ from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
 from .options import PRETRAINED
 
 
+# Devices on which the fused AdamW is used and tested. Elsewhere, PyTorch chooses an implementation.
+FUSED_DEVICES = ("cpu", "cuda")
+
+
 def make_optimizer(
     model: Co2SForSemanticSegmentation,
     learning_rate: float = PRETRAINED["learning_rate"],
     backbone_lr_scale: float = PRETRAINED["backbone_lr_scale"],
     decoder_lr_scale: float = PRETRAINED["decoder_lr_scale"],
     weight_decay: float = 0.01,
+    device: torch.device | str = "cpu",
 ) -> Optimizer:
     """Make AdamW for the trainable parameters, with learning rates for backbones, queries and decoders.
 
@@ -26,6 +31,7 @@ def make_optimizer(
         backbone_lr_scale: Factor on the base learning rate for both backbones.
         decoder_lr_scale: Factor on the base learning rate for both decoders.
         weight_decay: Weight decay of every parameter.
+        device: Device of the training, to which the model may be moved later.
     """
     scales = {"encoder": backbone_lr_scale, "guidance": 1.0, "decoder": decoder_lr_scale}
     groups = []
@@ -34,7 +40,8 @@ def make_optimizer(
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         if parameters:
             groups.append({"params": parameters, "lr": learning_rate * scale, "name": part})
-    return AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    is_fused = torch.device(device).type in FUSED_DEVICES or None  # None: the default of PyTorch
+    return AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=is_fused)
 
 
 def polynomial_decay(optimizer: Optimizer, total_steps: int, power: float = 0.9) -> LambdaLR:

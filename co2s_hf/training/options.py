@@ -7,6 +7,7 @@ from ..data.benchmarks import BENCHMARKS
 from ..data.options import DataOptions
 from ..model.text_guidance_co2s import SHIPPED_BACKBONES
 from ..utils.errors import UserValueError
+from ..utils.ranges import check_above_zero, check_ranges
 
 
 # Values for options that are None. Small backbones without pretraining are seldom confident, so their threshold is
@@ -111,8 +112,10 @@ class TrainingOptions(LoraOptions):
         learning_rate: Base learning rate. The learnable queries use it unchanged.
         backbone_lr_scale, decoder_lr_scale: Factors on the base learning rate, for backbones and decoders.
         gradient_checkpointing: Recompute the backbones' layers in the backward pass, to save memory.
-        mixed_precision: Precision of the training. None: the choice of `accelerate launch`.
-        dataloader_num_workers: Worker processes that read and crop images, per device.
+        mixed_precision: Precision of the training. None: the choice of `accelerate launch`. A CPU without bfloat16
+            instructions uses "no" instead of "bf16".
+        dataloader_num_workers: Worker processes that read and crop images, per device. None: 0 on a CPU; on a GPU one
+            per CPU core, at most 8, see [`default_num_workers`].
         use_cpu: Use the CPU even if there is a GPU.
         seed: Seed of all random numbers: weights, order of the images, views, drawn sets and scenes.
         eval_steps, eval_epochs: Evaluate every N steps or epochs and keep the best model.
@@ -160,7 +163,7 @@ class TrainingOptions(LoraOptions):
     decoder_lr_scale: float | None = None
     gradient_checkpointing: bool = False
     mixed_precision: Literal["no", "bf16"] | None = None
-    dataloader_num_workers: int = 0
+    dataloader_num_workers: int | None = None
     use_cpu: bool = False
     seed: int = 0
 
@@ -213,10 +216,8 @@ class TrainingOptions(LoraOptions):
         least |= dict.fromkeys(("max_train_steps", "num_train_epochs", "eval_steps", "eval_epochs"), 1)
         least |= dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"), 1)
         least |= {"checkpointing_steps": 1, "lora_rank": 1, "lora_alpha": 1, "lora_dropout": 0, "seed": 0}
-        least |= dict.fromkeys(("learning_rate", "backbone_lr_scale", "decoder_lr_scale"), 0)
-        for name, minimum in least.items():
-            if (value := getattr(self, name)) is not None and value < minimum:
-                raise UserValueError(f"`{name}` is {value}; it must be at least {minimum}.")
+        check_ranges(self, least | dict.fromkeys(("backbone_lr_scale", "decoder_lr_scale"), 0))
+        check_above_zero(self, "learning_rate")
         if self.lora_dropout >= 1:
             raise UserValueError(f"`lora_dropout` is {self.lora_dropout}; it must be less than 1.")
         if self.confidence_threshold is not None and not 0 <= self.confidence_threshold <= 1:

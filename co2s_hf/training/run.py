@@ -1,7 +1,8 @@
 """The state of a training run, and the functions that make its data, losses and batches."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from ..data.validation.report import announce
 from ..model.configuration_co2s import Co2SConfig
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import Co2SForSemanticSegmentation
-from ..utils.devices import make_accelerator
+from ..utils.devices import default_num_workers, make_accelerator
 from ..utils.errors import UserValueError
 from .checkpoints import checkpoint_step
 from .class_balance import BALANCES
@@ -55,7 +56,7 @@ class Run:
         record: Everything that is needed to repeat the run, see [`make_record`].
         logbook: Averages and logs the losses.
         guard: Finds steps whose loss is not finite.
-        skips_step: The current step is skipped, because the loss of one of its batches is not finite.
+        step_batches: Losses and image names of the batches of the current step so far.
     """
 
     options: TrainingOptions
@@ -74,7 +75,7 @@ class Run:
     record: dict
     logbook: Logbook
     guard: NonFiniteGuard
-    skips_step: bool = False
+    step_batches: list[tuple[dict[str, torch.Tensor], list[str]]] = field(default_factory=list)
 
     @property
     def output_dir(self) -> Path:
@@ -119,7 +120,7 @@ class Trained:
 
 
 def start_accelerate(options: TrainingOptions) -> Accelerator:
-    """Make the Accelerator of the run, and store the precision that it uses in the options."""
+    """Make the Accelerator of the run. Fill in the options that depend on it: precision and worker processes."""
     accelerator = make_accelerator(
         options.use_cpu,
         options.mixed_precision,
@@ -131,6 +132,7 @@ def start_accelerate(options: TrainingOptions) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     options.mixed_precision = accelerator.mixed_precision
+    options.fill({"dataloader_num_workers": default_num_workers(accelerator.device)})
     return accelerator
 
 
@@ -175,7 +177,7 @@ def read_class_weights(options: TrainingOptions, data: Source) -> torch.Tensor |
     """Return the class weights (classes,); None if `class_weights` is not given.
 
     Raises:
-        UserValueError: The number of weights is not the number of classes, or a weight is not a number.
+        UserValueError: The number of weights is not the number of classes, or a weight is negative or not finite.
     """
     if options.class_weights is None:
         return None
@@ -189,6 +191,11 @@ def read_class_weights(options: TrainingOptions, data: Source) -> torch.Tensor |
         raise UserValueError(
             f"`class_weights` has {len(weights)} weights for {len(data.id2label)} classes: "
             f"{', '.join(data.id2label.values())}. Give one number per class, or 'balanced'."
+        )
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise UserValueError(
+            f"`class_weights` is {' '.join(options.class_weights)}; expected finite numbers of at least 0, not all of "
+            "them 0. Give one number per class, or 'balanced'."
         )
     return torch.tensor(weights)
 

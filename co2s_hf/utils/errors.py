@@ -10,10 +10,12 @@ traceback outside the command line may show them.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+from .model_files import check_model_files
 from .redaction import redacted
 
 
@@ -48,7 +50,9 @@ class UserImportError(UserError, ImportError):
 
 
 @contextmanager
-def loading(what: str, expected: str | None = None) -> Iterator[None]:
+def loading(
+    what: str, expected: str | None = None, name: str | Path | None = None, model_type: str | None = None
+) -> Iterator[None]:
     """Turn the errors of a model that cannot be loaded into a UserOSError.
 
     transformers, safetensors and peft raise many types for missing, damaged or unsuitable files. Wrong values in a
@@ -57,8 +61,12 @@ def loading(what: str, expected: str | None = None) -> Iterator[None]:
     Args:
         what: Name of the model, and of the parameter that gave it, for the message.
         expected: What the parameter should have been, for the message.
+        name: Folder of the model, whose files are checked before the block; or its name on the Hub. None: no check.
+        model_type: Type that the configuration of the model must name. None: any.
     """
     try:
+        if name is not None:
+            check_model_files(name, model_type)
         yield
     except UserError:
         raise

@@ -68,8 +68,12 @@ def check_writable(path: Path, remedy: str):
         UserOSError: The folder cannot be created or written to.
     """
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserOSError(f"'{path}' cannot be created: '{existing}' is no folder that can be written to. {remedy}")
+    try:  # permissions alone do not tell: the superuser has all of them, even on disks that cannot be written to
+        Path(tempfile.mkdtemp(prefix=".", suffix=SUFFIX, dir=existing)).rmdir()
+    except OSError as error:
+        raise UserOSError(
+            f"'{path}' cannot be created: '{existing}' is no folder that can be written to. {remedy}"
+        ) from error
 
 
 @contextmanager

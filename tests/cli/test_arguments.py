@@ -12,6 +12,8 @@ from co2s_hf.cli.arguments import (
     training_groups,
 )
 from co2s_hf.cli.command_line import Flag
+from co2s_hf.cli.prepare import COMMAND
+from co2s_hf.data.options import DataOptions
 from co2s_hf.training.options import AdaptationOptions, TrainingOptions
 
 
@@ -50,6 +52,28 @@ def test_label_maps_are_pairs_of_value_and_class():
             parse_label_map(text)
     with pytest.raises(ValueError, match="'1=0,1=2' maps one value to two classes"):
         parse_label_map("1=0,1=2")
+
+
+def test_label_maps_may_have_ranges(tmp_path):
+    assert parse_label_map("0-127=0, 128 - 255 = 1,300=2") == {"0-127": 0, "128-255": 1, 300: 2}
+    for text in ("0-=0", "-5=0", "0-1-2=0", "0--1=0"):
+        with pytest.raises(ValueError, match=f"'{text}' is not VALUE=CLASS,VALUE=CLASS, such as .* 0-127=0,128-255=1"):
+            parse_label_map(text)
+    with pytest.raises(ValueError, match="'0-9=0,0-9=2' maps one value to two classes"):
+        parse_label_map("0-9=0,0-9=2")
+    words = ["--data_dir", "data", "--output_dir", "out"]
+    path = tmp_path / "run.json"
+    path.write_text('{"label_map": {"0-127": 0, "200": 1}}', encoding="utf-8")  # as in the record of a run
+    assert COMMAND.parse([*words, "--config", str(path)])[DataOptions].label_map == {"0-127": 0, 200: 1}
+
+
+def test_overlapping_ranges_are_named_with_the_flag(capsys):
+    with pytest.raises(SystemExit):
+        COMMAND.parse(["--data_dir", "data", "--output_dir", "out", "--label_map", "0-127=0,100-200=1"])
+    message = (
+        "--label_map maps the value 100 twice, by 0-127 and by 100-200. Give ranges that do not overlap: --label_map"
+    )
+    assert message in capsys.readouterr().err
 
 
 def test_class_names_are_words_or_the_lines_of_a_file(tmp_path):

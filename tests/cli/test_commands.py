@@ -96,7 +96,10 @@ def test_without_a_command_all_commands_are_listed(words):
 def test_an_unknown_command_is_an_error():
     run = run_command("trian", "--seed", 1)
     assert run.returncode == 1 and run.stdout == ""
-    assert run.stderr.endswith("\nerror: there is no command 'trian'.\n") and "\n  train     Train both" in run.stderr
+    assert (
+        run.stderr.endswith("\nerror: there is no command 'trian'; did you mean 'train'?\n")
+        and "\n  train     Train both" in run.stderr
+    )
 
 
 def test_the_version_is_that_of_the_package():

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import open_folder
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from co2s_hf.data import image_files
-from co2s_hf.data.validation.checks import DataError
+from co2s_hf.data.validation.checks import DataError, Finding, merge_findings, report_findings
 from co2s_hf.utils.errors import UserError
 
 
@@ -189,7 +189,7 @@ def test_all_errors_are_listed_together(folder):
         assert part in message
 
 
-def test_at_most_twenty_errors_of_a_kind_are_listed(tmp_path):
+def test_errors_of_one_cause_are_one_entry_with_three_examples(tmp_path):
     for kind in ("images", "labels"):
         (tmp_path / kind).mkdir()
     for n in range(50):
@@ -199,7 +199,146 @@ def test_at_most_twenty_errors_of_a_kind_are_listed(tmp_path):
         open_folder(tmp_path, class_names=["a", "b"], labeled_fraction=0.98)
     message = str(caught.value)
     found = int(re.search(r"labels outside the classes \((\d+)\)", message)[1])
-    assert found > 20 and message.count("has the label 7") == 20 and f"... and {found - 20} more." in message
+    assert found > 20 and message.count("has the label 7") == 3
+    assert message.startswith(f"The data cannot be used: {found} errors.") and message.endswith(
+        f"and {found - 3} more."
+    )
+
+
+def test_findings_are_merged_by_kind_and_cause():
+    found = [Finding("sizes", f"{n}.png", cause="a") for n in range(5)]
+    found += [Finding("sizes", "6.png", cause="b"), Finding("sizes", "7.png", is_warning=True, cause="a")]
+    found += [Finding("names", "8.png"), Finding("names", "9.png")]  # without a cause, each message is one
+    merged = merge_findings(found)
+    assert [(finding.message, finding.num_files) for finding in merged] == [
+        ("0.png\n1.png\n2.png\n... and 2 more.", 5),
+        *[(f"{n}.png", 1) for n in (6, 7, 8, 9)],
+    ]
+    assert report_findings(merged[:2]) == "sizes (6):\n  0.png\n  1.png\n  2.png\n  ... and 2 more.\n  6.png"
+
+
+def test_causes_of_unreadable_files_are_separate(folder):
+    for n in range(4):
+        (folder / "images" / f"unlabeled_000{n}.png").unlink()
+    write_image(folder, "unlabeled_0004", "RGBA")
+    with pytest.raises(DataError) as caught:
+        open_folder(folder)
+    lines = str(caught.value).splitlines()
+    assert lines[:2] == ["The data cannot be used: 5 errors.", "unreadable files (5):"]
+    assert [line.split("unlabeled_")[-1][:4] for line in lines[2:5]] == ["0000", "0001", "0002"]
+    assert lines[5] == "  ... and 1 more." and "unlabeled_0004.png has the PIL mode 'RGBA'" in lines[6]
+    assert len(lines) == 7
+
+
+# --- soft and lossy masks
+
+
+SOFT = r"The values change gradually at borders, as in a soft mask .*`label_map=\{'0-127': 0, '128-255': 1\}`"
+JPEG = r"JPEG files do not keep the values at the borders of classes. .*`label_map=\{'0-127': 0, '128-255': 1\}`"
+
+
+def square() -> Image.Image:
+    """A mask of 0 and 237, with a square of 24 px in the middle."""
+    mask = np.zeros((48, 48), dtype=np.uint8)
+    mask[12:36, 12:36] = 237
+    return Image.fromarray(mask)
+
+
+@pytest.fixture
+def soft_folder(folder):
+    """All label maps are one blurred mask. The classes have no names."""
+    (folder / "classes.json").unlink()
+    for path in (folder / "labels").glob("*.png"):
+        square().filter(ImageFilter.GaussianBlur(4)).save(path)
+    return folder
+
+
+def store_as_jpeg(folder, masks):
+    """Replace all label maps by JPEG files of these masks."""
+    for path in list((folder / "labels").glob("*.png")):
+        masks.save(path.with_suffix(".jpg"))
+        path.unlink()
+    for path in (folder / "splits").glob("*.txt"):
+        path.write_text(re.sub(r"(labels/\S+)\.png", r"\1.jpg", path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def test_soft_masks_are_not_hundreds_of_classes(soft_folder):
+    values = np.unique(np.asarray(Image.open(soft_folder / "labels" / "labeled_0000.png")))
+    assert len(values) > 40
+    message = (
+        rf"The label maps hold {len(values)} classes without names. The highest one is {values.max()}, in "
+        rf"\S*labels/labeled_0000.png. More than 40 classes need names. {SOFT}.*`class_names`"
+    )
+    with pytest.raises(UserError, match=message):
+        open_folder(soft_folder)
+    data = open_folder(soft_folder, class_names=[f"level {n}" for n in range(256)])  # their names are given
+    assert len(data.id2label) == 256
+
+
+def test_ranges_make_classes_of_soft_masks(soft_folder):
+    hard = np.asarray(Image.open(soft_folder / "labels" / "labeled_0000.png")) > 127
+    data = open_folder(soft_folder, label_map={"0-127": 0, "128-255": 1})
+    assert data.labeled_pixels.tolist() == [3 * (~hard).sum(), 3 * hard.sum()] and not data.findings
+    assert np.array_equal(np.asarray(data.validation[0].load_label()), hard.astype(np.uint8))
+
+
+def test_values_of_soft_masks_without_a_rule_are_one_entry(soft_folder):
+    values = np.unique(np.asarray(Image.open(soft_folder / "labels" / "labeled_0000.png")))
+    unknown = sorted(set(values.tolist()) - {0, 237})
+    with pytest.raises(DataError, match=SOFT) as caught:
+        open_folder(soft_folder, label_map={0: 0, 237: 1})
+    lines = str(caught.value).splitlines()
+    assert lines[:2] == ["The data cannot be used: 5 errors.", "labels without a rule (5):"]
+    assert len(lines) == 6 and lines[5] == "  ... and 2 more."  # one cause in labelled and validation images
+    assert re.search(rf"labeled_0000.png has the label {unknown[0]} \(\d+ px, the first at column", lines[2])
+    assert f"and {len(unknown) - 1} other values, which no rule covers" in lines[2]
+
+
+def test_values_of_soft_masks_outside_two_classes_are_shortened(soft_folder):
+    with pytest.raises(
+        DataError, match=r"has the label 2 \(\d+ px\), .* and \d+ more, but 2 classes .*" + SOFT
+    ) as caught:
+        open_folder(soft_folder, class_names=["land", "house"])
+    assert str(caught.value).splitlines()[2].count(" px)") == 5
+
+
+def test_jpeg_masks_are_recognized(folder):
+    (folder / "classes.json").unlink()
+    store_as_jpeg(folder, square())
+    with pytest.raises(UserError, match=JPEG):
+        open_folder(folder)
+    with pytest.raises(DataError, match=r"labels without a rule \(5\):\n.*" + JPEG):
+        open_folder(folder, label_map={0: 0, 237: 1})
+    data = open_folder(folder, label_map={"0-127": 0, "128-255": 1})
+    assert data.labeled_pixels.tolist() == [3 * (48 * 48 - 24 * 24), 3 * 24 * 24] and not data.findings
+
+
+def test_jpeg_masks_with_few_values_are_a_warning(folder):
+    mask = Image.fromarray((np.asarray(square()) > 0).astype(np.uint8) * 4)
+    store_as_jpeg(folder, mask)
+    names = [f"class {n}" for n in range(30)]
+    (finding,) = [f for f in open_folder(folder, class_names=names).findings if f.kind == "label maps stored as JPEG"]
+    assert finding.is_warning and finding.num_files == 5 and finding.message.endswith("\n... and 2 more.")
+    assert "labeled_0000.jpg is a JPEG file, and JPEG changes values at the borders" in finding.message
+    assert "Save the label maps as PNG with the values of the classes." in finding.message
+    for path in (folder / "labels").glob("*.jpg"):
+        Image.new("L", (48, 48), 4).save(path)  # JPEG keeps a single value
+    assert "label maps stored as JPEG" not in warnings_of(folder, class_names=names)
+
+
+@pytest.mark.parametrize("num_classes", [40, 41])
+def test_more_than_forty_classes_need_names(folder, num_classes):
+    (folder / "classes.json").unlink()
+    write_labels(folder, "", np.arange(48 * 48, dtype=np.uint16).reshape(48, 48) // 48 % num_classes)
+    if num_classes == 40:
+        assert len(open_folder(folder).id2label) == 40
+        return
+    message = (
+        r"hold 41 classes without names. The highest one is 40, in \S*labeled_0000.png. .* If these are class indices"
+    )
+    with pytest.raises(UserError, match=message):
+        open_folder(folder)
+    assert len(open_folder(folder, class_names=[f"name {n}" for n in range(41)]).id2label) == 41
 
 
 def warnings_of(folder, **options):

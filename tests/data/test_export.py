@@ -97,7 +97,7 @@ def test_names_of_rows_are_exported_without_folders(original, kept, converted, t
     Image.new("L", (4, 4)).save(stream, format="PNG")
     cell = {"bytes": stream.getvalue(), "path": original}
     table = Dataset.from_dict({"image": [cell], "label": [cell], "row": ["train[0]"]}, features=FEATURES)
-    samples = Samples(table, label_rule=LabelRule(label_map=((0, 1),)))
+    samples = Samples(table, label_rule=LabelRule(label_map=((0, 0, 1),)))
     source = SimpleNamespace(labeled=samples, unlabeled=samples, validation=samples)
     (row,) = prepared(source, cache_dir=tmp_path)["labeled"].with_format("arrow")[:].to_pylist()
     assert (row["image"]["path"] or "", row["label"]["path"] or "") == (kept, converted)

@@ -1,8 +1,10 @@
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from co2s_hf.data.options import REAL_FOLDER, DataOptions
+from co2s_hf.data.options import REAL_FOLDER, DataOptions, label_ranges
 from co2s_hf.utils.errors import UserError
 
 
@@ -42,6 +44,28 @@ from co2s_hf.utils.errors import UserError
         ),
         ({"data_dir": "a", "label_map": {1: 255}}, "`label_map` maps 1 to 255; classes are 0 to 254"),
         ({"data_dir": "a", "label_map": {}}, "`label_map` is empty. Map every value to a class"),
+        (
+            {"data_dir": "a", "label_map": {"0-127": 0, "100-200": 1}},
+            r"`label_map` maps the value 100 twice, by 0-127 and by 100-200. Give ranges that do not overlap: `label_",
+        ),
+        ({"data_dir": "a", "label_map": {"0-127": 0, 127: 1}}, "maps the value 127 twice, by 0-127 and by 127"),
+        ({"data_dir": "a", "label_map": {7: 0, "7": 1}}, "maps the value 7 twice, by 7 and by 7"),
+        (
+            {"data_dir": "a", "label_map": {"200-100": 3}},
+            r"`label_map` has the range 200-100, which is reversed. .*: `label_map=\{'100-200': 3\}`",
+        ),
+        (
+            {"data_dir": "a", "label_map": {"low": 0}},
+            "`label_map` has the value 'low'; expected a whole number or a r",
+        ),
+        (
+            {"data_dir": "a", "label_map": {1.5: 0}},
+            "`label_map` has the value '1.5'; expected a whole number or a ran",
+        ),
+        (
+            {"data_dir": "a", "label_map": {"0-127": 0}, "ignore_index": 9},
+            "`label_map` maps the value 9 to a class, but `ignore_index` says that this value means 'no class'",
+        ),
         ({"data_dir": "a", "bands": (4, 3)}, r"`bands` is \(4, 3\); expected three band numbers .*bands=\(4, 3, 2\)"),
         ({"data_dir": "a", "bands": (4, 3, 0)}, r"`bands` is \(4, 3, 0\); expected three band numbers from 1"),
         (
@@ -55,6 +79,15 @@ from co2s_hf.utils.errors import UserError
 def test_values_that_do_not_fit_are_named(options, message):
     with pytest.raises(UserError, match=message):
         DataOptions(**options)
+
+
+def test_label_maps_keep_their_meaning_as_json():
+    options = DataOptions(data_dir="a", label_map={" 0 - 99": 0, "100-100": 2, 128: 1, "129-255": 3, -1: 4})
+    assert options.label_map == {"0-99": 0, 100: 2, 128: 1, "129-255": 3, -1: 4}
+    again = DataOptions(**json.loads(json.dumps(asdict(options))))
+    assert again == options
+    ranges = [(0, 99, 0), (100, 100, 2), (128, 128, 1), (129, 255, 3), (-1, -1, 4)]
+    assert label_ranges(again.label_map) == ranges
 
 
 def test_values_are_converted_to_the_types_of_the_rules():

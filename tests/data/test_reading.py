@@ -133,13 +133,34 @@ def label_file(tmp_path, values, mode=None) -> StoredFile:
     [
         (LabelRule(), [[0, 1, 7, 255]]),
         (LabelRule(reduce_labels=True), [[255, 0, 6, 255]]),
-        (LabelRule(label_map=((0, 2), (1, 2), (7, 0))), [[2, 2, 0, 255]]),
-        (LabelRule(label_map=((0, 2), (1, 2), (7, 0), (255, 1)), ignore_index=254), [[2, 2, 0, 1]]),
+        (LabelRule(label_map=((0, 0, 2), (1, 1, 2), (7, 7, 0))), [[2, 2, 0, 255]]),
+        (LabelRule(label_map=((0, 0, 2), (1, 1, 2), (7, 7, 0), (255, 255, 1)), ignore_index=254), [[2, 2, 0, 1]]),
     ],
 )
 def test_label_values_become_class_indices(tmp_path, rule, expected):
     file = label_file(tmp_path, [[0, 1, 7, 255]])
     assert np.asarray(rule.read(file)).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_ranges_of_values_become_class_indices(tmp_path, dtype):
+    rule = LabelRule(label_map=((100, 200, 0), (0, 9, 2), (50, 50, 1)))
+    Image.fromarray(np.array([[0, 9, 50, 100, 200, 255]], dtype=dtype)).save(tmp_path / "label.png")
+    assert np.asarray(rule.read(StoredFile(str(tmp_path / "label.png")))).tolist() == [[2, 2, 1, 0, 0, 255]]
+    values = np.array([-1, 0, 9, 10, 49, 50, 51, 99, 100, 200, 201, 254, 255, 256, 70000])
+    assert rule.indices(values).tolist() == [-1, 2, 2, -1, -1, 1, -1, -1, 0, 0, -1, -1, 255, -1, -1]
+    Image.fromarray(np.array([[0, 10]], dtype=dtype)).save(tmp_path / "label.png")
+    with pytest.raises(UserError, match=r"label.png has the label 10, which no rule covers"):
+        rule.read(StoredFile(str(tmp_path / "label.png")))
+
+
+def test_a_range_over_all_16_bits_is_not_a_list_of_values(tmp_path):
+    rule = LabelRule(label_map=((0, 32767, 0), (32768, 65535, 1)))
+    values = np.array([[0, 255, 32767, 32768, 65535]], dtype=np.uint16)  # 255 belongs to its range
+    Image.fromarray(values).save(tmp_path / "label.png")
+    assert np.asarray(rule.read(StoredFile(str(tmp_path / "label.png")))).tolist() == [[0, 0, 0, 1, 1]]
+    assert [len(numbers) for numbers in rule._ranges] == [2, 2, 2] and rule.has_ranges
+    assert not LabelRule(label_map=((7, 7, 0),)).has_ranges and not LabelRule().has_ranges
 
 
 def test_another_ignore_index_is_possible(tmp_path):

@@ -108,3 +108,19 @@ def test_every_name_of_a_class_and_of_a_file_is_shown(flat_folder, tmp_path):
         write_report(data, tmp_path / "literal.png")
     pictures = [read_picture(tmp_path / f"{name}.png") for name in ("report", "literal")]
     assert np.array_equal(*pictures)
+
+
+def test_files_of_one_cause_are_one_warning_in_the_report(flat_folder, tmp_path, capsys):
+    Image.new("L", (40, 40), 1).save(flat_folder / "labels" / "labeled0.png")
+    with (flat_folder / "splits" / "labeled.txt").open("a", encoding="utf-8") as lines:
+        for n in range(2, 7):
+            Image.new("RGB", (40, 40), (n, 9, 9)).save(flat_folder / "images" / f"labeled{n}.png")
+            Image.new("L", (40, 40), 255).save(flat_folder / "labels" / f"labeled{n}.png")
+            lines.write(f"images/labeled{n}.png labels/labeled{n}.png\n")
+    data = open_folder(flat_folder)
+    announce(data, tmp_path / "report.html")
+    (finding,) = [finding for finding in data.findings if finding.kind == "label maps without a class"]
+    assert finding.num_files == 5
+    for text in (capsys.readouterr().out, (tmp_path / "report.html").read_text(encoding="utf-8")):
+        assert "label maps without a class (5):\n" in text and "\n  ... and 2 more." in text
+        assert re.findall(r"\n  All pixels of \S+(labeled\d).png have", text) == ["labeled2", "labeled3", "labeled4"]

@@ -12,10 +12,13 @@ from co2s_hf.utils.errors import UserValueError
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"windows_per_batch": 0}, "`windows_per_batch` is 0; expected at least 1"),
+        ({"windows_per_batch": 0}, "`windows_per_batch` is 0; it must be at least 1"),
         ({"min_area_m2": 5.0}, r"`min_area_m2` is 5.0, but no polygons are written. .*`vector='map.gpkg'`"),
-        ({"simplify_m": float("nan"), "vector": ".gpkg"}, "`simplify_m` is nan; expected 0 or more"),
-        ({"resample_to": 0.0}, "`resample_to` is 0.0; expected metres per pixel, above 0"),
+        (
+            {"simplify_m": float("nan"), "vector": ".gpkg"},
+            "`simplify_m` is nan; it must be a finite number of at least 0",
+        ),
+        ({"resample_to": 0.0}, "`resample_to` is 0.0; it must be a finite number above 0"),
         ({"score_dtype": "uint16", "save_confidence": True}, "`score_dtype` is 'uint16'; expected uint8 or float32"),
         ({"score_dtype": "float32"}, "`score_dtype` is 'float32', but no scores are written. Add `save_confidence=Tr"),
         ({"vector": "maps/.gpkg"}, "`vector` is 'maps/.gpkg'; expected a file that ends in"),

@@ -58,6 +58,18 @@ def test_maps_are_planned_outside_the_scenes_and_shared_among_processes(folder):
     assert [list(share) for share in shares] == [["scenes/b.JP2", "scenes/a.tif"], ["scenes/deep/a.tif"]]
 
 
+def test_an_output_with_the_suffix_of_another_file_is_refused(folder):
+    for name in ("map.png", "out/map.GPKG"):
+        message = rf"`output` is '{name}'; expected a name that ends in .tif .*, such as '.*map.tif', or a folder"
+        with pytest.raises(UserValueError, match=message):
+            plan_maps(["scenes/a.tif"], name)
+    with pytest.raises(UserValueError, match=r"`output` is 'scenes/notes.txt'; expected"):
+        plan_maps(["scenes/a.tif"], "scenes/notes.txt")  # an existing file
+    (folder / "old.png").mkdir()
+    for name in ("old.png", "maps.v2", "run_0.5"):  # folders
+        assert {k: str(v) for k, v in plan_maps(["scenes/a.tif"], name).items()} == {"scenes/a.tif": f"{name}/a.tif"}
+
+
 @pytest.mark.parametrize(
     ("address", "name"),
     [

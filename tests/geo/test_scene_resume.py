@@ -13,10 +13,12 @@ import pytest
 import rasterio
 import torch
 from helpers import PLACE, Pixelwise, make_model, no_file_larger_than, write_raster
+from kills import count_operations
 
 from co2s_hf import Co2SImageProcessor
+from co2s_hf.geo.rasters import UnreadableScene
 from co2s_hf.geo.scenes import segment_scene
-from co2s_hf.utils.errors import UserFileExistsError, UserOSError, UserValueError
+from co2s_hf.utils.errors import UserFileExistsError, UserFileNotFoundError, UserOSError, UserValueError
 
 
 TESTS = Path(__file__).parents[1]
@@ -227,6 +229,56 @@ def test_a_part_of_a_mosaic_that_was_replaced_is_noticed(tmp_path):
         run(Pixelwise(), destination=tmp_path / "whole.tif", resume=True)
 
 
+@pytest.fixture
+def mosaic(tmp_path):
+    """A mosaic of upper.tif and lower.tif, while another mosaic is open in this process.
+
+    GDAL then remembers files that it could not open, and reads zeros from them without an error.
+    """
+    for name in ("upper.tif", "lower.tif"):
+        write_raster(tmp_path / name, random_image(100, 40), **PLACE)
+    with rasterio.open(write_mosaic(tmp_path / "other.vrt", ("upper.tif", 100))) as other:
+        other.read()
+        yield write_mosaic(tmp_path / "scene.vrt", ("upper.tif", 100), ("lower.tif", 100))
+
+
+def test_a_mosaic_with_a_missing_file_is_refused_at_the_start(mosaic, tmp_path):
+    run = partial(segment_scene, Pixelwise(), IMAGE_PROCESSOR, mosaic, tmp_path / "map.tif", show_progress=False)
+    (tmp_path / "lower.tif").rename(tmp_path / "away.tif")
+    for _ in range(2):
+        with pytest.raises(UserFileNotFoundError, match=r"cannot be read: its part '.*lower.tif' is missing"):
+            run()
+    assert not (tmp_path / ".map.tif.unfinished").exists()
+    (tmp_path / "away.tif").rename(tmp_path / "lower.tif")
+    run()
+    labels = read(tmp_path / "map.tif")[0]
+    assert np.array_equal(labels[:100], labels[100:]) and len(np.unique(labels)) == 3
+
+
+def test_a_mosaic_that_loses_a_file_keeps_its_rows_and_is_not_read_again_in_the_same_process(mosaic, tmp_path):
+    lower, away = tmp_path / "lower.tif", tmp_path / "away.tif"
+    options = {"source": mosaic, "image_processor": IMAGE_PROCESSOR, "show_progress": False, "windows_per_batch": 1}
+    run, destination = partial(segment_scene, **options), tmp_path / "map.tif"
+    with pytest.raises(AssertionError, match=r"UnreadableScene: .*scene.vrt cannot be read: .*lower.tif: No such"):
+        count_operations(  # in a child
+            lambda: run(failing_at(Pixelwise(), 1, lambda: lower.rename(away)), destination=destination), tmp_path
+        )
+    assert 0 < json.loads(progress_of(destination).read_text())["rows_done"] < 200
+    away.rename(lower)
+    run(Pixelwise(), destination=destination, resume=True)
+    labels = read(destination)[0]
+    assert np.array_equal(labels[:100], labels[100:]) and len(np.unique(labels)) == 3
+    other = tmp_path / "other.tif"
+    with pytest.raises(UnreadableScene, match=r"lower.tif: No such file"):
+        run(failing_at(Pixelwise(), 1, lambda: lower.rename(away)), destination=other)
+    away.rename(lower)
+    for source in (mosaic, write_mosaic(tmp_path / "another.vrt", ("lower.tif", 100))):
+        with pytest.raises(UnreadableScene, match=r"could not be read before, and GDAL may read zeros .* Start a new"):
+            run(Pixelwise(), source=source, destination=other, resume=True)
+    with pytest.raises(UserFileExistsError):  # upper.tif could be read
+        run(Pixelwise(), source=tmp_path / "other.vrt", destination=destination)
+
+
 def test_an_address_with_a_new_signature_is_the_same_scene_and_one_with_other_pixels_is_not(tmp_path):
     (tmp_path / "web").mkdir()
     source = write_raster(tmp_path / "web" / "scene.tif", random_image(90, 70), **PLACE)
@@ -269,7 +321,7 @@ def test_a_link_in_place_of_the_folder_of_the_rows_is_not_followed(interrupted, 
 
 
 def test_a_disk_that_gets_full_keeps_the_rows_and_the_maps_before(segment, tmp_path):
-    """First the polygons do not fit, then the rows. Nothing half is left, and resuming completes the map."""
+    """First the polygons do not fit, then the rows. No half of a file is left, and resuming completes the map."""
     run = partial(segment, Pixelwise(), vector=".gpkg", save_confidence=True)
     run(destination=tmp_path / "first.tif")
     before = {path: path.read_bytes() for path in tmp_path.glob("first*")}
@@ -278,7 +330,8 @@ def test_a_disk_that_gets_full_keeps_the_rows_and_the_maps_before(segment, tmp_p
     with no_file_larger_than(limit), pytest.raises(UserOSError, match=r"map.gpkg' .*Is the disk full\?"):
         run(destination=tmp_path / "map.tif")
     left = {path.name for path in tmp_path.iterdir()} - {path.name for path in before}
-    assert left == {".map.tif.unfinished", "scene.tif"}
+    maps = {"map.tif", "map.png", "map.tif.aux.xml", "map_confidence.tif"}
+    assert left == {".map.tif.unfinished", "scene.tif"} | maps
     run(destination=tmp_path / "map.tif", resume=True)
     with ExitStack() as stack:
         full = failing_at(Pixelwise(), 8, lambda: stack.enter_context(no_file_larger_than(100)))

@@ -35,7 +35,10 @@ from rasterio.windows import Window
 from rio_cogeo import cog_validate
 
 from co2s_hf import Co2SImageProcessor
+from co2s_hf.geo import rasters, scene_outputs
+from co2s_hf.geo.georeferencing import GeoGrid, GroundPixels
 from co2s_hf.geo.rasters import UnreadableScene
+from co2s_hf.geo.scene_outputs import IncompleteMap
 from co2s_hf.geo.scenes import segment_scene
 from co2s_hf.inference.images import segment_image
 from co2s_hf.utils.errors import UserFileExistsError, UserOSError, UserValueError
@@ -239,6 +242,141 @@ def test_the_map_of_a_scene_without_data_is_nodata(tmp_path):
     assert json.loads((tmp_path / "map.geojson").read_text())["features"] == []
 
 
+@pytest.mark.parametrize(("dtype", "scale"), [("uint8", None), ("uint8", "percentiles"), ("uint16", "percentiles")])
+def test_a_scene_without_data_is_not_an_error_with_any_scale(dtype, scale, tmp_path, caplog):
+    write_raster(tmp_path / "scene.tif", np.zeros((3, 20, 20), dtype=dtype), **PLACE, nodata=0)
+    found = segment(tmp_path / "scene.tif", tmp_path / "map.tif", scale=scale)
+    assert (read(tmp_path / "map.tif") == 255).all() and found.class_pixels == [0, 0, 0]
+    assert "'scene.tif' has no pixels with data. Its map has the value 255 everywhere." in caplog.text
+
+
+@pytest.mark.parametrize("size", [(70, 80), (71, 79)])  # the sample has one pixel of the corner, or none
+def test_percentiles_of_a_scene_with_data_in_a_corner_that_a_sample_misses(size, tmp_path, monkeypatch):
+    monkeypatch.setattr(rasters, "SAMPLE_PX", 16)
+    corner, image = 10 * random_image(2, 3).astype(np.uint16), np.zeros((3, *size), dtype=np.uint16)
+    image[:, -2:, -3:] = corner
+    write_raster(tmp_path / "scene.tif", image, **PLACE, nodata=0)
+    found = segment(tmp_path / "scene.tif", tmp_path / "map.tif", scale="percentiles")
+    with rasterio.open(tmp_path / "map.tif") as raster:
+        scale, labels = json.loads(raster.tags()["CO2S_SCALE"]), raster.read(1)
+    assert scale == np.percentile(corner.reshape(3, -1), (2, 98), axis=1).T.tolist()
+    assert found.nodata_pixels == image[0].size - 6 and np.array_equal(labels != 255, image[0] > 0)
+
+
+FULL_DISK = {  # of the satellite GOES East
+    "crs": "+proj=geos +h=35785831 +lon_0=-75 +sweep=x",
+    "transform": Affine(200_000, 0, -6_000_000, 0, -200_000, 6_000_000),
+}
+BEYOND_THE_POLES = {"crs": "EPSG:4326", "transform": Affine(5, 0, -180, 0, -5, 110)}
+
+
+@pytest.mark.parametrize(
+    ("place", "shape"), [(FULL_DISK, (60, 60)), (BEYOND_THE_POLES, (44, 72))], ids=["full disk", "beyond the poles"]
+)
+def test_pixels_without_a_position_on_earth_have_labels_and_no_area(place, shape, tmp_path, caplog):
+    image = np.repeat(np.repeat(random_image(shape[0] // 2, shape[1] // 2), 2, axis=1), 2, axis=2)
+    write_raster(tmp_path / "scene.tif", image, **place)
+    found = {
+        kind: segment(tmp_path / "scene.tif", tmp_path / kind / "map.tif", vector=f".{kind}")
+        for kind in ("gpkg", "geojson", "parquet")
+    }
+    labels = read(tmp_path / "gpkg" / "map.tif")[0]
+    assert np.array_equal(labels, truth(image)[0])
+    with rasterio.open(tmp_path / "scene.tif") as raster:
+        areas = GeoGrid(*shape, raster.transform, raster.crs).on_ground().areas_m2(slice(0, shape[0]))
+    unknown = np.isnan(areas)
+    assert unknown[0, 0] and not unknown[shape[0] // 2, shape[1] // 2]
+    for result in found.values():
+        assert result.class_pixels == np.bincount(labels.ravel(), minlength=3).tolist()
+        assert result.unmeasured_pixels == np.bincount(labels[unknown], minlength=3).tolist()
+        sums = [areas[~unknown & (labels == index)].sum() for index in range(3)]
+        assert result.class_areas_m2 == pytest.approx(sums)
+    assert f"{unknown.sum()} pixels of 'scene.tif', or their neighbours, have no position on Earth" in caplog.text
+    everything = parquet.read_table(tmp_path / "parquet" / "map.parquet").to_pydict()
+    outlines = shapely.from_wkb(everything["geometry"])
+    pixel = abs(place["transform"].a * place["transform"].e)
+    assert shapely.area(outlines).sum() == pytest.approx(labels.size * pixel)  # objects without an area are there
+    has_area = np.array([area is not None for area in everything["area_m2"]])
+    assert 0 < has_area.sum() < len(outlines)
+    assert len(pyogrio.raw.read(tmp_path / "gpkg" / "map.gpkg")[2]) == len(outlines)
+    written = shapely.from_wkb(pyogrio.raw.read(tmp_path / "geojson" / "map.geojson")[2])
+    assert 0 < len(written) < len(outlines) and np.abs(shapely.get_coordinates(written)[:, 1]).max() <= 90
+    left_out = len(outlines) - len(written)
+    assert f"'map.geojson' has no polygons for {left_out} objects with a corner that has no longitude" in caplog.text
+    segment(tmp_path / "scene.tif", tmp_path / "large.tif", vector=".parquet", min_area_m2=1)
+    assert parquet.read_table(tmp_path / "large.parquet").num_rows == has_area.sum()
+    assert f"'large.parquet' has no polygons for {(~has_area).sum()} objects of unknown area" in caplog.text
+    with pytest.raises(UserValueError, match=r"A corner of the scene has no position on Earth.*`resample_to`"):
+        segment(tmp_path / "scene.tif", tmp_path / "other.tif", model := Pixelwise(), resample_to=300_000)
+    assert model.num_windows == 0
+
+
+def test_a_map_of_the_whole_world_has_the_area_of_the_earth(tmp_path):
+    world = {"crs": "EPSG:4326", "transform": Affine(1, 0, -180, 0, -1, 90)}
+    write_raster(tmp_path / "scene.tif", random_image(180, 360), **world)
+    found = segment(tmp_path / "scene.tif", tmp_path / "map.tif", crop_size=128)
+    assert sum(found.class_areas_m2) == pytest.approx(510_065_621_724_089, rel=1e-4)
+    assert found.unmeasured_pixels == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("broken", "missing"),
+    [
+        ("draw_scene_map", "map.png"),
+        ("write_class_names", "map.tif.aux.xml"),
+        ("write_polygons", "map.gpkg"),
+    ],
+)
+def test_an_error_after_the_prediction_does_not_lose_the_map(broken, missing, tmp_path, monkeypatch, caplog):
+    source, model = write_raster(tmp_path / "scene.tif", random_image(40, 30), **PLACE), Pixelwise()
+    run = partial(segment, source, tmp_path / "out" / "map.tif", model, vector=".gpkg", save_confidence=True)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    names = {"map.tif", "map.png", "map.tif.aux.xml", "map.gpkg", "map_confidence.tif"}
+    with monkeypatch.context() as patch:
+        patch.setattr(scene_outputs, broken, fail)
+        message = rf"map.tif' is complete, but a file is missing: '.*{missing}' \(RuntimeError: a bug\).*`resume=True`"
+        with pytest.raises(IncompleteMap, match=message):
+            run()
+        left = {path.name for path in (tmp_path / "out").iterdir()}
+        assert left == names - {missing} | {".map.tif.unfinished"} and "Traceback" in caplog.text
+        with pytest.raises(IncompleteMap, match="a bug"):
+            run(resume=True)
+    assert np.array_equal(read(tmp_path / "out" / "map.tif")[0], truth(random_image(40, 30))[0])
+    windows = model.num_windows
+    found = run(resume=True)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names and model.num_windows == windows
+    assert sum(found.class_areas_m2) == pytest.approx(300 / 0.9996**2, rel=1e-5)
+    assert run(resume=True) is None
+
+
+def test_an_error_of_the_areas_does_not_lose_the_map(tmp_path, monkeypatch, caplog):
+    def fail(*args):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(GroundPixels, "areas_m2", fail)
+    found = segment(write_raster(tmp_path / "scene.tif", random_image(40, 30), **PLACE), tmp_path / "map.tif")
+    assert np.array_equal(read(tmp_path / "map.tif")[0], truth(random_image(40, 30))[0])
+    assert found.class_areas_m2 is None and found.unmeasured_pixels == found.class_pixels
+    assert "The areas of the classes cannot be computed" in caplog.text and "a bug" in caplog.text
+
+
+def test_a_broken_overview_costs_the_quick_look_but_not_the_map(tmp_path, monkeypatch):
+    monkeypatch.setattr(scene_outputs, "QUICK_LOOK_PX", 300)
+    image = random_image(600, 600)
+    source = write_raster(tmp_path / "scene.tif", image, **PLACE)
+    with rasterio.Env(TIFF_USE_OVR=True), rasterio.open(source, "r+") as raster:
+        raster.build_overviews([2])
+    overviews = Path(f"{source}.ovr")
+    with overviews.open("r+b") as file:
+        file.truncate(overviews.stat().st_size // 2)
+    with pytest.raises(IncompleteMap, match=r"map.png' \(UnreadableScene: .*cannot be read"):
+        segment(source, tmp_path / "map.tif", crop_size=512)
+    assert np.array_equal(read(tmp_path / "map.tif")[0], truth(image)[0])
+
+
 def test_bands_and_values_of_16_bits(tmp_path):
     image = random_image(20, 30)
     sixteen = np.stack([image[0] * 0, image[2], image[1], image[0]]).astype(np.uint16) * 10
@@ -397,21 +535,6 @@ def test_a_complete_map_must_have_all_requested_files(tmp_path):
     assert (tmp_path / "mine.gpkg").read_text() == "precious"
 
 
-def test_rows_of_a_mosaic_are_kept_if_one_of_its_files_is_missing(tmp_path):
-    image = random_image(64, 20)
-    for n, rows in enumerate((slice(0, 32), slice(32, 64))):
-        write_raster(tmp_path / f"{n}.tif", image[:, rows], **PLACE)
-    parts = {f"{n}.tif": ((0, 0, 20, 32), (0, 32 * n)) for n in range(2)}
-    write_mosaic(tmp_path / "scene.vrt", 64, 20, parts)
-    (tmp_path / "1.tif").rename(tmp_path / "away.tif")
-    with pytest.raises(UnreadableScene, match=r"scene.vrt cannot be read"):
-        segment(tmp_path / "scene.vrt", tmp_path / "map.tif")
-    assert 0 < json.loads((tmp_path / ".map.tif.unfinished" / "progress.json").read_text())["rows_done"] < 64
-    (tmp_path / "away.tif").rename(tmp_path / "1.tif")
-    segment(tmp_path / "scene.vrt", tmp_path / "map.tif", resume=True)
-    assert np.array_equal(read(tmp_path / "map.tif")[0], truth(image)[0])
-
-
 def test_logits_that_are_not_finite_are_an_error(tmp_path):
     write_raster(tmp_path / "scene.tif", random_image(20, 20), **PLACE)
     broken = Pixelwise()
@@ -518,15 +641,16 @@ def test_wrong_destinations_and_options_are_refused_and_leave_no_files(tmp_path)
 
 @pytest.mark.parametrize(("limit", "rows_are_kept"), [(3_000, False), (20_000, True)])
 def test_a_full_disk_is_an_error_and_finished_rows_are_kept(limit, rows_are_kept, tmp_path, caplog):
-    """Without space for the rows, the run fails at the start. Without space for the files, the rows are kept."""
+    """Without space for the rows, the run fails at the start. Without space for the picture, the rows are kept."""
     source, destination = tmp_path / "scene.tif", tmp_path / "out" / "map.tif"
     write_raster(source, random_image(100, 100), **PLACE)
     with no_file_larger_than(limit), pytest.raises(UserOSError, match=r"map\.(tif|png)"):
         segment(source, destination)
-    left = [path.name for path in destination.parent.iterdir()]
-    assert left == ([".map.tif.unfinished"] if rows_are_kept else [])
+    left = sorted(path.name for path in destination.parent.iterdir())
+    assert left == ([".map.tif.unfinished", "map.tif", "map.tif.aux.xml"] if rows_are_kept else [])
     assert ("finished rows are kept in" in caplog.text) == rows_are_kept
     segment(source, destination, resume=True)
+    assert sorted(path.name for path in destination.parent.iterdir()) == ["map.png", "map.tif", "map.tif.aux.xml"]
     assert np.array_equal(read(destination)[0], truth(random_image(100, 100))[0])
 
 

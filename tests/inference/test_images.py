@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import save_checkpoint
+from helpers import PLACE, save_checkpoint, write_raster
 from PIL import Image
 
 from co2s_hf import Co2SImageProcessor
@@ -15,7 +15,7 @@ from co2s_hf.inference.images import (
 )
 from co2s_hf.inference.windows import sliding_window_logits
 from co2s_hf.model.modeling_co2s import fuse_logits
-from co2s_hf.utils.errors import UserOSError, UserValueError
+from co2s_hf.utils.errors import UserFileNotFoundError, UserOSError, UserValueError
 
 
 def test_a_trained_model_is_loaded_with_its_image_processor_and_crop_size(tmp_path):
@@ -75,6 +75,40 @@ def test_segment_image_returns_the_fused_prediction(model):
         segment_image(model, image_processor, image)
     with pytest.raises(ValueError, match=r"shape \(3, 30, 41\); expected \(height, width, 3\)"):
         segment_image(model, image_processor, np.moveaxis(image, -1, 0), crop_size=16)
+
+
+def test_segment_image_reads_a_file_as_the_training_images_were_read(model, tmp_path):
+    image_processor = Co2SImageProcessor.from_model_config(model.config)
+    image = np.random.default_rng(0).integers(0, 256, (30, 41, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    expected = segment_image(model, image_processor, image, crop_size=16).probabilities
+    for path in (tmp_path / "image.png", str(tmp_path / "image.png")):
+        assert np.array_equal(segment_image(model, image_processor, path, crop_size=16).probabilities, expected)
+    sixteen = np.moveaxis(image[..., [2, 0, 1]], -1, 0).astype(np.uint16) * 10
+    write_raster(tmp_path / "image.tif", sixteen, **PLACE)
+    model.config.image_bands, model.config.image_scale = [2, 3, 1], [[0, 2550]]
+    found = segment_image(model, image_processor, tmp_path / "image.tif", crop_size=16)
+    assert np.array_equal(found.probabilities, expected)
+    with pytest.raises(UserFileNotFoundError, match=r"`image` is 'image.jpg', and there is no such file"):
+        segment_image(model, image_processor, "image.jpg", crop_size=16)
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "message"),
+    [
+        (torch.zeros(3, 20, 20), TypeError, r"type Tensor; expected a PIL image, an array \(height, width, 3\)"),
+        (None, TypeError, r"type NoneType; expected a PIL image"),
+        (np.zeros((2, 20, 20, 3), np.uint8), ValueError, r"shape \(2, 20, 20, 3\); expected \(height, width, 3\)"),
+        (np.zeros(20, np.uint8), ValueError, r"shape \(20,\); expected \(height, width, 3\)"),
+        (np.zeros((0, 20, 3), np.uint8), ValueError, r"shape \(0, 20, 3\); expected \(height, width, 3\)"),
+        (np.full((20, 20, 3), "a"), ValueError, r"data type <U1; expected numbers from 0 to 255"),
+        (np.zeros((20, 20), complex), ValueError, r"data type complex128; expected numbers from 0 to 255"),
+    ],
+)
+def test_segment_image_names_what_it_expects(image, kind, message, model):
+    image_processor = Co2SImageProcessor.from_model_config(model.config)
+    with pytest.raises(kind, match=message):
+        segment_image(model, image_processor, image, crop_size=16)
 
 
 def test_predicted_logits_of_the_students_and_of_their_fusion(model):

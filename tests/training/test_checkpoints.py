@@ -256,3 +256,26 @@ def test_a_renewed_signature_of_an_address_is_the_same_run(tmp_path):
     assert checkpoints.check_same_run(checkpoint, record(hidden))["arguments"]["dataset_name"] == hidden
     with pytest.raises(ValueError, match=r"`dataset_name` was https://HIDDEN@host/x\?HIDDEN, now https://host/y"):
         checkpoints.check_same_run(checkpoint, record("https://host/y"))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "remedy"),
+    [
+        ("bf16", "no", "Resume with `mixed_precision='bf16'` on a GPU, or on a CPU with these instructions."),
+        ("no", "bf16", "Resume with `mixed_precision='no'`."),
+        ("no", "no", None),
+    ],
+)
+def test_a_run_that_is_resumed_on_another_machine_explains_the_precision(before, now, remedy, tmp_path):
+    def record(precision, seed):
+        return {"arguments": {"mixed_precision": precision, "seed": seed}, "num_processes": 1, "data_hash": "a"}
+
+    (tmp_path / "arguments.json").write_text(json.dumps(record(before, 1)), encoding="utf-8")
+    with pytest.raises(ValueError) as error:
+        checkpoints.check_same_run(tmp_path / "checkpoints" / "step-0000001", record(now, 2))
+    precision = f"`mixed_precision` was {before}, now {now}; " if remedy else ""
+    reason = "A CPU without bfloat16 instructions uses `mixed_precision='no'` also if bf16 is requested."
+    assert str(error.value) == (
+        f"This is not the run in {tmp_path}: {precision}`seed` was 1, now 2. Resume with the options of that run."
+        + (f" {reason} {remedy}" if remedy else "")
+    )

@@ -104,16 +104,19 @@ def test_trackers_get_flat_numbers():
     assert flatten({"a": 1.0, "b": {"c": 2.0, "d": 3.0}}) == {"a": 1.0, "b/c": 2.0, "b/d": 3.0}
 
 
-def test_one_broken_loss_is_skipped_and_two_in_a_row_stop_the_run(capsys):
+def test_one_broken_step_is_skipped_and_two_in_a_row_stop_the_run(capsys):
     guard = NonFiniteGuard(Accelerator(cpu=True))
     good, nan, infinite = (torch.tensor(value) for value in (1.0, float("nan"), float("inf")))
-    steps = [(0, good), (1, nan), (1, nan), (2, good), (3, infinite)]  # two batches make step 1
-    assert [guard.must_skip(loss, ["a.png"], step) for step, loss in steps] == [False, True, True, False, True]
-    shown = capsys.readouterr().err
-    assert shown.count("The loss of step 2 is not finite. Its images: a.png. The step is skipped.") == 2
-    assert shown.count("The loss of step 4 is not finite.") == 1
-    with pytest.raises(FloatingPointError, match=r"step 5 is not finite. Its images: b.png, c.png. The step before"):
-        guard.must_skip(nan, ["b.png", "c.png"], 4)
+    names = [["a.png", "b.png"], ["c.png"]]  # two batches make a step
+    steps = [(good, good), (nan, nan), (good, good), (good, infinite)]
+    found = [guard.broken_batches([*losses], names, step) for step, losses in enumerate(steps)]
+    assert found == [[False, False], [True, True], [False, False], [False, True]]
+    assert capsys.readouterr().err.splitlines() == [
+        "Warning: The loss of step 2 is not finite. Its images: a.png, b.png, c.png. The step is skipped.",
+        "Warning: The loss of step 4 is not finite. Its images: c.png. The step is skipped.",
+    ]
+    with pytest.raises(FloatingPointError, match=r"step 5 is not finite. Its images: a.png, b.png. The step before"):
+        guard.broken_batches([nan, good], names, 4)
 
 
 def test_pauses_do_not_count_as_training_time(logbook, monkeypatch):

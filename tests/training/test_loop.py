@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import shutil
@@ -24,14 +25,16 @@ from helpers import (
 from pictures import read_picture
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from co2s_hf import Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.data.options import DataOptions
 from co2s_hf.training import loop
 from co2s_hf.training.evaluation import confusion_matrices
 from co2s_hf.training.logbook import MEASURED, flatten
-from co2s_hf.training.loop import setup, train
+from co2s_hf.training.loop import setup, train, training_step
 from co2s_hf.training.options import TrainingOptions
+from co2s_hf.training.run import batches
 
 
 def read_log(output: Path) -> list[dict]:
@@ -203,9 +206,9 @@ def test_a_resumed_run_shows_every_step_once_in_tensorboard(scenes_folder, tmp_p
             raise KeyboardInterrupt
         return step(run, batch, index)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(loop, "training_step", interrupt)
-        run_command(*words)
+        assert run_command(*words).returncode == 130
     assert read_log(tmp_path / "run")[-1]["step"] == 4  # one step after the checkpoint
     done = run_command(*words, "--resume_from_checkpoint", "last")
     assert done.returncode == 0, done.stderr
@@ -338,6 +341,55 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(scenes_folder, tmp_p
     assert not (tmp_path / "run" / "model").exists()
 
 
+class CountReads(TorchDispatchMode):
+    """Count the tensors whose value is read as a number of Python. On a GPU, such a read waits for the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_with_one_broken_batch_is_skipped_as_a_whole(scenes_folder, tmp_path, capsys):
+    forget_accelerator()
+    options = TrainingOptions(
+        from_scratch=True,
+        recipe="paper",
+        crop_size=32,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        max_train_steps=3,
+        supervised_warmup_steps=1,
+        use_cpu=True,
+        output_dir=str(tmp_path / "run"),
+    )
+    run = setup(options, DataOptions(data_dir=str(scenes_folder)))
+    calls = itertools.count()
+
+    def break_the_first_batch_of_the_second_step(module, args, losses):
+        return losses | {"loss": losses["loss"] * torch.nan} if next(calls) == 2 else losses
+
+    run.objective.register_forward_hook(break_the_first_batch_of_the_second_step)
+    are_skipped, weights, names, num_reads = [], [], [], []
+    for index, batch in enumerate(batches(run)):
+        with CountReads() as reads:
+            are_skipped.append(training_step(run, batch, index))
+        num_reads.append(reads.count)
+        names.append([*batch["labeled_name"], *batch.get("unlabeled_name", [])])
+        weights.append(torch.cat([p.detach().flatten() for p in run.model.parameters()]))
+    forget_accelerator()
+    assert are_skipped == [False, False, False, True, False, False]
+    changed = [not torch.equal(after, before) for before, after in itertools.pairwise(weights)]
+    assert changed == [True, False, False, False, True]  # by the last batches of steps 1 and 3
+    assert all(tensor.isfinite().all() for tensor in weights)
+    # The good batch of the skipped step is in the log, the broken one is not.
+    losses = [entry["loss"] for entry in run.logbook.entries]
+    assert len(losses) == 5 and all(loss.isfinite() for loss in losses) and not run.step_batches
+    assert f"The loss of step 2 is not finite. Its images: {', '.join(names[2])}. The" in capsys.readouterr().err
+    assert num_reads[::2] == [0, 0, 0]  # the first batches of the steps
+
+
 def test_fp16_from_the_launcher_is_refused(scenes_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     run = run_command("train", "--data_dir", scenes_folder, "--output_dir", tmp_path / "run")
@@ -350,7 +402,10 @@ def test_fp16_from_the_launcher_is_refused(scenes_folder, tmp_path, monkeypatch)
     [
         (("--class_weights", 1, 2), "--class_weights has 2 weights for 6 classes: building"),
         (("--supervised_warmup_steps", 4), "--supervised_warmup_steps is 4 of 4 steps: no unlabelled image"),
-        (("--from_scratch", "false", "--clip_model", "/no/clip", "--dinov3_model", "/no/dinov3"), "from '/no/clip'"),
+        (
+            ("--from_scratch", "false", "--clip_model", "/no/clip", "--dinov3_model", "/no/dinov3"),
+            "--clip_model /no/clip cannot be loaded. '/no/clip' does not exist.",
+        ),
         (("--data_dir", "/no/such/folder"), "--data_dir is '/no/such/folder', which does not exist"),
     ],
 )

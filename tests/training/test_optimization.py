@@ -23,6 +23,20 @@ def test_optimizer_groups_are_the_papers():
     assert {group["weight_decay"] for group in groups.values()} == {0.01}
 
 
+@pytest.mark.parametrize(
+    ("device", "expected"), [("cpu", True), ("cuda:1", True), ("mps", None), ("xpu", None), ("meta", None)]
+)
+def test_the_optimizer_is_fused_where_that_is_tested(device, expected):
+    assert make_optimizer(make_model(), device=device).defaults["fused"] is expected
+
+
+def test_the_optimizer_works_on_a_device_without_a_fused_kernel():
+    model = make_model().to("meta")
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    make_optimizer(model, device="meta").step()
+
+
 def test_balanced_weights_give_each_class_the_same_sum():
     counts = np.array([600, 200, 0, 100])
     weights = balanced_class_weights(counts)

@@ -24,7 +24,7 @@ from co2s_hf.training.options import SHIPPED, AdaptationOptions, TrainingOptions
         ({"lora_alpha": 0}, "`lora_alpha` is 0; it must be at least 1"),
         ({"lora_dropout": 1.0}, "`lora_dropout` is 1.0; it must be less than 1"),
         ({"seed": -1}, "`seed` is -1; it must be at least 0"),
-        ({"learning_rate": -1.0}, "`learning_rate` is -1.0; it must be at least 0"),
+        ({"learning_rate": -1.0}, "`learning_rate` is -1.0; it must be a finite number above 0"),
         ({"lora_rank": 0}, "`lora_rank` is 0; it must be at least 1"),
         ({"base_size": [512]}, r"expected a long and a short side: `base_size=\(2048, 512\)`"),
         ({"overwrite_output_dir": True, "resume_from_checkpoint": "last"}, "Give either `overwrite_output_dir`"),

@@ -1,8 +1,9 @@
 """Find everything that is wrong with a data set before training starts, and name the remedies."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...utils.errors import UserValueError
 from ..reading import IGNORE
@@ -12,7 +13,10 @@ from .scan import ImageFacts, LabelFacts
 
 
 MOST_OF_A_KIND = 20
-NUM_EXAMPLES = 3  # pairs of near-duplicates in a message
+MOST_VALUES = 5  # of a file in a message
+MOST_UNNAMED = 40  # classes without names; more are probably values of a soft mask or of an image
+RESAVE = "Save the label maps as PNG with the values of the classes"
+NUM_EXAMPLES = 3  # files or pairs of files in a message
 _REMEDY_FOR_EMPTY = {
     "labeled": "Label some images.",
     "unlabeled": "Add images without labels, choose a smaller `labeled_fraction`, or train on labels alone: "
@@ -28,13 +32,19 @@ class Finding:
 
     Args:
         kind: Heading of the finding in the report.
-        message: The file, the value and the remedy.
+        message: The file, the value and the remedy. If several files have the same cause: the messages of the first
+            three, one per line, and the number of the others.
         is_warning: Whether the data can be used nevertheless.
+        cause: Findings of one kind and one cause become one finding, see [`merge_findings`]. "": the message is the
+            cause.
+        num_files: Number of files, or pairs of files, that the finding is about.
     """
 
     kind: str
     message: str
     is_warning: bool = False
+    cause: str = ""
+    num_files: int = 1
 
 
 class DataError(UserValueError):
@@ -57,7 +67,7 @@ class Scans:
 def check(
     scans: dict[str, Scans], id2label: dict[int, str], ignore_index: int = IGNORE, needed: Iterable[str] = SPLITS
 ) -> list[Finding]:
-    """Find the errors and warnings of the three sets.
+    """Find the errors and warnings of the three sets. There is one finding per file, see [`merge_findings`].
 
     Args:
         scans: "labeled", "unlabeled" and "validation" -> facts about their files.
@@ -80,6 +90,21 @@ def check(
     return findings
 
 
+def merge_findings(findings: Iterable[Finding]) -> list[Finding]:
+    """Merge the findings of one kind and one cause into one finding with three examples."""
+    groups: dict[tuple, list[Finding]] = {}
+    for finding in findings:
+        key = (finding.kind, finding.is_warning, finding.cause or finding.message)
+        groups.setdefault(key, []).append(finding)
+    merged = []
+    for first, *others in groups.values():
+        lines = [finding.message for finding in (first, *others)[:NUM_EXAMPLES]]
+        if len(others) >= NUM_EXAMPLES:
+            lines.append(f"... and {len(others) + 1 - NUM_EXAMPLES} more.")
+        merged.append(replace(first, message="\n".join(lines), num_files=len(others) + 1) if others else first)
+    return merged
+
+
 def report_findings(findings: Iterable[Finding]) -> str:
     """Return the findings as text, ordered by kind, with at most twenty of each kind."""
     kinds: dict[str, list[Finding]] = {}
@@ -87,8 +112,8 @@ def report_findings(findings: Iterable[Finding]) -> str:
         kinds.setdefault(finding.kind, []).append(finding)
     lines = []
     for kind, found in kinds.items():
-        lines.append(f"{kind} ({len(found)}):")
-        lines += [f"  {finding.message}" for finding in found[:MOST_OF_A_KIND]]
+        lines.append(f"{kind} ({sum(finding.num_files for finding in found)}):")
+        lines += [f"  {line}" for finding in found[:MOST_OF_A_KIND] for line in finding.message.split("\n")]
         if len(found) > MOST_OF_A_KIND:
             lines.append(f"  ... and {len(found) - MOST_OF_A_KIND} more.")
     return "\n".join(lines)
@@ -102,14 +127,20 @@ def raise_errors(findings: list[Finding]):
     """
     errors = [finding for finding in findings if not finding.is_warning]
     if errors:
-        count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+        number = sum(finding.num_files for finding in errors)
+        count = "1 error" if number == 1 else f"{number} errors"
         raise DataError(f"The data cannot be used: {count}.\n{report_findings(errors)}")
 
 
 def _unreadable(scan: Scans) -> Iterator[Finding]:
     for facts in [*scan.images, *(scan.labels or [])]:
         if facts is not None and facts.error is not None:
-            yield Finding("unreadable files", facts.error)
+            yield unreadable(facts.name, facts.error)
+
+
+def unreadable(name: str, error: str) -> Finding:
+    """Return the finding about a file that cannot be used. The cause is the error without the name and the numbers."""
+    return Finding("unreadable files", error, cause=re.sub(r"\d+", "", error.replace(name, "")))
 
 
 def _missing_labels(split: str, scan: Scans) -> Iterator[Finding]:
@@ -120,6 +151,7 @@ def _missing_labels(split: str, scan: Scans) -> Iterator[Finding]:
             yield Finding(
                 "images without labels",
                 f"{image.name} is a {split} image and has no label file. Add one, or remove the image from the list.",
+                cause=split,
             )
 
 
@@ -131,6 +163,7 @@ def _other_sizes(scan: Scans) -> Iterator[Finding]:
             "sizes that differ",
             f"{label.name} is {label.size[0]}x{label.size[1]} px, but {image.name} is "
             f"{image.size[0]}x{image.size[1]} px. Each pixel of an image needs one label.",
+            cause="sizes",
         )
 
 
@@ -142,8 +175,13 @@ def _values(split: str, scan: Scans, id2label: dict[int, str], ignore_index: int
         present.update(facts.counts)
     outside = {index for index in present if index != IGNORE and index >= len(id2label)}
     remedy = _remedy_for_values(set(present), len(id2label))
+    unknown = [value for facts in readable for value, *_ in facts.unknown]
+    highest_unknown = max((int(value) for value in unknown if not value.startswith("(")), default=0)  # ( of a colour
     for facts in readable:
-        yield from _values_of_file(facts, outside, remedy, len(id2label), ignore_index)
+        yield from _values_of_file(facts, outside, remedy, len(id2label), ignore_index, highest_unknown)
+        if facts.is_lossy:
+            message = f"{facts.name} is a JPEG file, and JPEG changes values at the borders of classes. {RESAVE}."
+            yield Finding("label maps stored as JPEG", message, is_warning=True, cause="JPEG")
     if split != "unlabeled" and readable and not set(present) - {IGNORE} and not any(f.unknown for f in readable):
         yield Finding(
             "label maps without a class",
@@ -159,7 +197,7 @@ def _values(split: str, scan: Scans, id2label: dict[int, str], ignore_index: int
 
 
 def _values_of_file(
-    facts: LabelFacts, outside: set[int], remedy: str, num_labels: int, ignore_index: int
+    facts: LabelFacts, outside: set[int], remedy: str, num_labels: int, ignore_index: int, highest_unknown: int
 ) -> Iterator[Finding]:
     """Find the wrong values of one label map.
 
@@ -169,28 +207,73 @@ def _values_of_file(
         remedy: Remedy for these indices, for the message.
         num_labels: Number of classes.
         ignore_index: Value in label files that means "no class".
+        highest_unknown: Highest value without a rule in all label maps of the set.
     """
     wrong = sorted(outside & set(facts.counts))
     if wrong:
-        listed = ", ".join(f"{index} ({facts.counts[index]} px)" for index in wrong)
+        listed = ", ".join(f"{index} ({facts.counts[index]} px)" for index in wrong[:MOST_VALUES])
+        if len(wrong) > MOST_VALUES:
+            listed += f" and {len(wrong) - MOST_VALUES} more"
+        remedy = remedy_for_soft_masks([facts], max(outside) if num_labels <= 2 else 0) or remedy
         yield Finding(
             "labels outside the classes",
             f"{facts.name} has the label {listed}, but {num_labels} classes have the labels 0 to {num_labels - 1} and "
             f"{ignore_index} means 'no class'. {remedy}",
+            cause=remedy,
         )
-    for value, pixels, column, row in facts.unknown:
-        yield Finding(
-            "labels without a rule",
-            f"{facts.name} has the label {value} ({pixels} px, the first at column {column}, row {row}), which no "
-            "rule covers. Add it to `label_map` or `label_colors`, name it with `ignore_index`, or correct the file.",
-        )
+    if facts.unknown:
+        yield _without_rule(facts, highest_unknown)
     if set(facts.counts) == {IGNORE} and not facts.unknown:
         yield Finding(
             "label maps without a class",
             f"All pixels of {facts.name} have the value {ignore_index}, which means 'no class'. The file is of no use "
             "for training or validation.",
             is_warning=True,
+            cause="no class",
         )
+
+
+def _without_rule(facts: LabelFacts, highest: int) -> Finding:
+    """Return the finding about the values of a label map that no rule covers.
+
+    Args:
+        facts: Facts about the label map.
+        highest: Highest value without a rule in all label maps of the set. 0: they are colours.
+    """
+    value, pixels, column, row = facts.unknown[0]
+    found = f"{value} ({pixels} px, the first at column {column}, row {row})"
+    remedy = "Add it to `label_map` or `label_colors`, name it with `ignore_index`, or correct the file."
+    if facts.num_unknown > 1:
+        found += f" and {facts.num_unknown - 1} other value{'s' * (facts.num_unknown > 2)}"
+        remedy = "Add them to `label_map` or `label_colors`, or correct the file."
+    remedy = remedy_for_soft_masks([facts], highest) or remedy
+    message = f"{facts.name} has the label {found}, which no rule covers. {remedy}"
+    return Finding("labels without a rule", message, cause=remedy)
+
+
+def remedy_for_soft_masks(labels: Iterable[LabelFacts | None], highest: int) -> str:
+    """Return why label maps seem to be soft masks or lossy, and how to correct them; "" if none of them seems so.
+
+    Args:
+        labels: Facts about label maps. None is skipped.
+        highest: Highest value in them. Up to `MOST_UNNAMED`, the values may be class indices, so two ranges of values
+            are no remedy.
+    """
+    labels = [facts for facts in labels if facts is not None]
+    if any(facts.is_lossy for facts in labels):
+        reason = "JPEG files do not keep the values at the borders of classes."
+    elif any(facts.is_soft for facts in labels):
+        reason = "The values change gradually at borders, as in a soft mask or in a mask that was stored as JPEG."
+    else:
+        return ""
+    if highest <= MOST_UNNAMED:
+        return f"{reason} {RESAVE}."
+    top = next((top for top in (255, 65535) if top // 2 < highest <= top), highest)
+    middle = top // 2
+    return (
+        f"{reason} Map ranges of values to classes: `label_map={{'0-{middle}': 0, '{middle + 1}-{top}': 1}}`. Or "
+        f"{RESAVE[0].lower()}{RESAVE[1:]}."
+    )
 
 
 def _remedy_for_values(present: set[int], num_labels: int) -> str:
@@ -215,12 +298,12 @@ def _in_two_sets(scans: dict[str, Scans]) -> Iterator[Finding]:
             if (other := names.get(facts.name)) is not None:
                 where = f"twice in {split}" if other == split else f"in both {other} and {split}"
                 message = f"{facts.name} is {where}. Remove it from one list."
-                yield Finding("images in two places", message, is_warning=other == split)
+                yield Finding("images in two places", message, other == split, cause=f"{other} {split}")
             elif facts.digest and facts.digest in contents:
                 other, twin = contents[facts.digest]
                 message = f"{facts.name} ({split}) has the same bytes as {twin} ({other}). Keep one of them."
                 leaks = split == "validation" and other != "validation"
-                yield Finding("images in two places", message, is_warning=not leaks)
+                yield Finding("images in two places", message, not leaks, cause=f"bytes {other} {split}")
             names.setdefault(facts.name, split)
             contents.setdefault(facts.digest, (split, facts.name))
 

@@ -26,7 +26,11 @@ from .near_duplicates import thumbnail
 
 
 CACHE = Path(HF_HOME) / "co2s_hf" / "scans.sqlite"
-VERSION = 2  # version of the cached entries
+VERSION = 3  # version of the cached entries
+JPEG_START = b"\xff\xd8\xff"  # first bytes of a JPEG file
+FEW_VALUES = 8  # a label map with more values seems soft if the share of its gradual transitions is high
+MIN_GRADUAL = 0.1  # usual label maps had at most 0.02, decoded JPEG masks 0.15 to 0.6, blurred masks 0.5 to 1
+MOST_UNKNOWN = 5  # values of a label file that are described; a soft mask has hundreds that no rule covers
 FILES_PER_BATCH = 128  # files per query of the cache; the bytes of so many rows of a data set are in memory
 
 
@@ -57,7 +61,12 @@ class LabelFacts:
         name: Name of the file for messages.
         size: Width and height in pixels.
         counts: Class index, or 255 for "no class" -> number of pixels.
-        unknown: Values that no rule covers: value, number of pixels, column and row of the first such pixel.
+        unknown: Values that no rule covers: value, number of pixels, column and row of the first such pixel. At most
+            `MOST_UNKNOWN`: the lowest ones and the highest one.
+        num_unknown: Number of values that no rule covers.
+        is_soft: Whether the values change gradually at borders, as in a blurred mask or a decoded JPEG mask.
+        is_lossy: Whether the file is a JPEG file with several values, which are probably not the original ones, and
+            the rule does not map ranges of values.
         error: Why the file cannot be used, or None.
     """
 
@@ -65,6 +74,9 @@ class LabelFacts:
     size: tuple[int, int] = (0, 0)
     counts: dict[int, int] = field(default_factory=dict)
     unknown: list[tuple[str, int, int, int]] = field(default_factory=list)
+    num_unknown: int = 0
+    is_soft: bool = False
+    is_lossy: bool = False
     error: str | None = None
 
     @property
@@ -107,9 +119,12 @@ def scan_labels(samples: Samples, progress: bool = False) -> list[LabelFacts | N
 
 def _label_facts(entry: dict) -> LabelFacts:
     """Restore facts from JSON, which has text keys and lists instead of integer keys and tuples."""
-    counts = {int(index): count for index, count in entry["counts"].items()}
-    unknown = [tuple(values) for values in entry["unknown"]]
-    return LabelFacts(entry["name"], tuple(entry["size"]), counts, unknown, entry["error"])
+    restored = {
+        "size": tuple(entry["size"]),
+        "counts": {int(index): count for index, count in entry["counts"].items()},
+        "unknown": [tuple(values) for values in entry["unknown"]],
+    }
+    return LabelFacts(**entry | restored)
 
 
 def _read_image_facts(file: StoredFile, rule: ImageRule) -> ImageFacts:
@@ -124,22 +139,53 @@ def _read_image_facts(file: StoredFile, rule: ImageRule) -> ImageFacts:
 def _read_label_facts(file: StoredFile, rule: LabelRule) -> LabelFacts:
     try:
         values = rule.read_values(file)
+        with file.open() as stream:
+            is_jpeg = stream.read(len(JPEG_START)) == JPEG_START
     except ValueError as error:
         return LabelFacts(str(file), error=str(error))
-    if values.dtype == np.uint8:  # ten times as fast as np.unique, which sorts all pixels
-        pixels = np.bincount(values.ravel(), minlength=256)
+    if values.dtype in (np.uint8, np.uint16):  # ten times as fast as np.unique, which sorts all pixels
+        pixels = np.bincount(values.ravel())
         present = np.flatnonzero(pixels)
         pixels = pixels[present]
     else:
         present, pixels = np.unique(values, return_counts=True)
-    counts, unknown = Counter(), []
-    for value, index, count in zip(present.tolist(), rule.indices(present).tolist(), pixels.tolist()):
-        if index == UNKNOWN:
-            row, column = divmod(int(np.argmax(values == value)), values.shape[1])
-            unknown.append((rule.format_value(value), count, column, row))
-        else:
+    indices = rule.indices(present)
+    counts: Counter[int] = Counter()
+    for index, count in zip(indices.tolist(), pixels.tolist()):
+        if index != UNKNOWN:
             counts[index] += count
-    return LabelFacts(str(file), values.shape[::-1], dict(counts), unknown)
+    unknown, places = [], np.flatnonzero(indices == UNKNOWN).tolist()
+    for place in places if len(places) <= MOST_UNKNOWN else [*places[: MOST_UNKNOWN - 1], places[-1]]:
+        row, column = divmod(int(np.argmax(values == present[place])), values.shape[1])
+        unknown.append((rule.format_value(int(present[place])), int(pixels[place]), column, row))
+    return LabelFacts(
+        str(file),
+        values.shape[::-1],
+        dict(counts),
+        unknown,
+        len(places),
+        is_soft=len(present) > FEW_VALUES and _gradual_share(values) >= MIN_GRADUAL,
+        is_lossy=is_jpeg and len(present) > 1 and not rule.has_ranges,
+    )
+
+
+def _gradual_share(values: np.ndarray) -> float:
+    """Compute the share of gradual transitions in the rows and columns of a label map.
+
+    A transition is a pixel whose two neighbours in a row or in a column differ by at least 2. It is gradual if the
+    value of the pixel lies between those of the neighbours. At the border of two classes, the pixel has the value of
+    one neighbour.
+
+    Args:
+        values: (height, width), integers.
+    """
+    transitions = gradual = 0
+    for rows in (values, values.T):
+        before, middle, after = rows[:, :-2], rows[:, 1:-1], rows[:, 2:]
+        low, high = np.minimum(before, after), np.maximum(before, after)
+        transitions += np.count_nonzero(high - low >= 2)
+        gradual += np.count_nonzero((low < middle) & (middle < high))  # only possible at transitions
+    return int(gradual) / max(int(transitions), 1)
 
 
 def _scan(

@@ -134,7 +134,7 @@ def start(options: PretrainingOptions, model_type: str) -> Pretraining:
     for name in filter(None, (options.init, options.teacher)):
         recover(name)
     if options.init is not None:
-        with loading(f"`init` {options.init}"):
+        with loading(f"`init` {options.init}", name=options.init):
             config = AutoConfig.from_pretrained(find_backbone(options.init))
         if config.model_type != model_type:
             raise UserValueError(f"`init` is {options.init}, a {config.model_type} model; expected {model_type}.")

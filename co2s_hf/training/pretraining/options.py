@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from ...utils.errors import UserFileNotFoundError, UserValueError
+from ...utils.ranges import check_above_zero, check_ranges
 
 
 @dataclass
@@ -110,14 +111,9 @@ class PretrainingOptions:
 
     def _check_ranges(self):
         names = (*self.SIZES, "tile_size", "crop_size", "per_device_train_batch_size", "max_train_steps")
-        for name in (*names, "logging_steps", "checkpointing_steps"):
-            if getattr(self, name) < 1:
-                raise UserValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
-        if self.learning_rate < 0:
-            raise UserValueError(f"`learning_rate` is {self.learning_rate}; it must be at least 0.")
-        for name in ("dataloader_num_workers", "seed"):
-            if getattr(self, name) < 0:
-                raise UserValueError(f"`{name}` is {getattr(self, name)}; it must be at least 0.")
+        check_ranges(self, dict.fromkeys((*names, "logging_steps", "checkpointing_steps", "teacher_layer"), 1))
+        check_ranges(self, {"dataloader_num_workers": 0, "seed": 0})
+        check_above_zero(self, "learning_rate")
         if self.hidden_size % (4 * self.num_attention_heads):
             raise UserValueError(
                 f"`hidden_size` is {self.hidden_size}; it must be a multiple of 4 for each of the "

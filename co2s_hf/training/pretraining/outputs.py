@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from ...utils.devices import explain_precision
 from ...utils.errors import UserFileNotFoundError, UserValueError
 from ...utils.files import check_new_folder, check_writable, clean, remove_results, write_json, write_text
 from ...utils.redaction import redacted
@@ -78,7 +79,10 @@ def _check_same(options: PretrainingOptions, checkpoint: Path, num_processes: in
     different = [name for name in now if name not in MAY_CHANGE and now[name] != before[name]]
     if different:
         changes = "; ".join(f"`{name}` was {before[name]} and is {now[name]}" for name in different)
-        raise UserValueError(f"The pretraining in '{output_dir}' had other options: {changes}. Give the same ones.")
+        raise UserValueError(
+            f"The pretraining in '{output_dir}' had other options: {changes}. Give the same ones."
+            + explain_precision(before["mixed_precision"], now["mixed_precision"])
+        )
     processes_before = len(list(checkpoint.glob("random_states_*.pkl")))
     if processes_before != num_processes:
         raise UserValueError(

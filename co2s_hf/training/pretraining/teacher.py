@@ -45,7 +45,7 @@ def read_teacher_config(name: str, layer: int | None) -> PreTrainedConfig:
         UserOSError: The configuration cannot be loaded.
         UserValueError: The model has no patch tokens, or no such layer.
     """
-    with loading(f"`teacher` {name}"):
+    with loading(f"`teacher` {name}", name=name):
         config = AutoConfig.from_pretrained(find_backbone(name))
     config = getattr(config, "vision_config", config)
     layers, patch_size = getattr(config, "num_hidden_layers", None), getattr(config, "patch_size", None)
@@ -75,7 +75,7 @@ class Teacher:
     def __init__(self, name: str, layer: int | None, accelerator: Accelerator):
         config = read_teacher_config(name, layer)
         source = find_backbone(name)
-        with loading(f"`teacher` {name}"):
+        with loading(f"`teacher` {name}", name=name):
             model = AutoModel.from_pretrained(source, dtype=torch.float32)
         model = getattr(model, "vision_model", model)
         self.layer = config.num_hidden_layers if layer is None else layer

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from ...data.reading import ImageRule, StoredFile, find_images
 from ...data.samples import Samples
-from ...data.validation.checks import Finding, raise_errors
+from ...data.validation.checks import merge_findings, raise_errors, unreadable
 from ...data.validation.scan import scan_images
 from ...data.views import draw_appearance
 from ...utils.errors import UserFileNotFoundError, UserValueError
@@ -65,7 +65,7 @@ def list_tiles(folders: Sequence[str], exclude: str | None, tile_size: int, prog
     if not paths:
         raise UserFileNotFoundError(f"`images` is {', '.join(folders)}, where no image is found. Name other folders.")
     facts = scan_images(Samples.of_files([str(path) for path in paths], [None] * len(paths)), progress)
-    raise_errors([Finding("unreadable files", found.error) for found in facts if found.error])
+    raise_errors(merge_findings(unreadable(found.name, found.error) for found in facts if found.error))
     return [
         Tile(str(path), box, found.digest)
         for path, found in zip(paths, facts)
@@ -77,9 +77,15 @@ def _excluded(folders: Sequence[str], list_file: Path) -> set[Path]:
     """Return the resolved paths of the images that a list names."""
     if not list_file.is_file():
         raise UserFileNotFoundError(f"`exclude` is '{list_file}', which does not exist.")
+    try:
+        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
+    except ValueError as error:
+        raise UserValueError(
+            f"`exclude` is '{list_file}', which is not a UTF-8 text file with one image per line ({error})."
+        ) from error
     roots = [root for folder in folders for root in (Path(folder), Path(folder).parent)]
     found = set()
-    for line in filter(None, map(str.strip, list_file.read_text(encoding="utf-8").splitlines())):
+    for line in filter(None, map(str.strip, lines)):
         name = line.split("\t")[0].strip() if "\t" in line else line.split()[0]
         existing = [root / name for root in roots if (root / name).is_file()]
         if not existing:

@@ -132,6 +132,8 @@ def test_only_the_same_pretraining_is_resumed(masked, make_options, tmp_path):
         f"The pretraining in '{run}' had other options: `learning_rate` was 0.001 and is 0.5; `seed` was 3 and is 8. "
         "Give the same ones."
     )
+    with pytest.raises(UserValueError, match=r"`mixed_precision` was no and is bf16. .* A CPU without bfloat16 instr"):
+        check(mixed_precision="bf16")
     with pytest.raises(UserValueError, match="step-0000001' was saved by 1 processes, but this pretraining has 2"):
         check(processes=two)
     record = run / "pretraining.json"
