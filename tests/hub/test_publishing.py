@@ -331,7 +331,9 @@ def test_run_publishes_its_best_model_and_an_evaluation_adds_results(hub, scenes
     config.write_text(card.text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
     again = COMMAND.parse(["--config", str(config)])
     first = COMMAND.parse([str(word) for word in (*words, "--output_dir", output)])
-    first[TrainingOptions].fill(first[TrainingOptions].defaults | {"mixed_precision": "no"})
+    first[TrainingOptions].fill(
+        first[TrainingOptions].defaults | {"mixed_precision": "no", "dataloader_num_workers": 0}
+    )
     assert again == first | {CardArguments: CardArguments()}
 
     other = Path(shutil.copytree(scenes_folder, tmp_path / "elsewhere"))
