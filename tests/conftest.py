@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hostile import WebServer
 from local_hub import LocalHub
 from PIL import Image
 from safetensors import safe_open
@@ -40,6 +41,14 @@ from co2s_hf.data.drawn_scenes import write_scenes
 from co2s_hf.data.options import REAL_FOLDER
 from co2s_hf.hub.convert_co2s_to_hf import convert
 from co2s_hf.model import text_guidance_co2s
+
+
+@pytest.fixture
+def server(tmp_path) -> Iterator[WebServer]:
+    """A web server that the code under test must not ask for anything."""
+    server = WebServer(tmp_path)
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 from helpers import write_raster
-from hostile import SECRET, WebServer, mosaic, tiff
+from hostile import SECRET, mosaic, tiff
 from PIL import EpsImagePlugin, Image
 
 from co2s_hf.data import image_files
@@ -23,13 +23,6 @@ from co2s_hf.utils.errors import UserValueError
 
 
 RULES = (ImageRule(), ImageRule(bands=(1, 2, 3), scale=((0, 9000),)), ImageRule(scale=((0, 9000),)), LabelRule())
-
-
-@pytest.fixture
-def server(tmp_path):
-    server = WebServer(tmp_path)
-    yield server
-    server.stop()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import rasterio
 from helpers import PLACE, write_raster
-from hostile import SECRET, WebServer, mosaic
+from hostile import SECRET, mosaic
 from rasterio.shutil import copy
 
 from co2s_hf.geo.rasters import SceneRaster, UnreadableScene
@@ -15,13 +15,6 @@ from co2s_hf.utils.errors import UserValueError
 
 
 RELATIVE = ' relativeToVRT="1"'
-
-
-@pytest.fixture
-def server(tmp_path):
-    server = WebServer(tmp_path)
-    yield server
-    server.stop()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import rasterio
 from helpers import PLACE, write_raster
-from hostile import SECRET, WebServer, mosaic, tiff
+from hostile import SECRET, mosaic, tiff
 
 from co2s_hf.geo.rasters import SceneRaster, UnreadableScene
 from co2s_hf.utils.errors import UserValueError
@@ -63,13 +63,6 @@ def test_scenes_without_metres_and_missing_bands_are_refused(tmp_path):
         UnreadableScene, match=r"band 3 \(\w+\): uint8, 1 to 1. There is no band 7. Choose .*`bands=\(3, 2, 1\)`"
     ):
         SceneRaster(str(tmp_path / "scene.tif"), bands=(1, 2, 7))
-
-
-@pytest.fixture
-def server(tmp_path):
-    server = WebServer(tmp_path)
-    yield server
-    server.stop()
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.TIFF", "a.jp2", "a.img", "a.png", "a.jpg", "a.webp", "a.bmp"])
