@@ -271,7 +271,7 @@ def test_missing_and_unsuitable_backbones_are_named(option, paths, backbones):
         before = files_below(paths["out"].parent)
         given = [word for pair in (both | {option: name}).items() for word in pair]
         run = run_command(*(str(word).format(**paths) for word in (*words, *given)))
-        assert run.returncode == 1 and run.stderr.startswith("error: ") and run.stderr.count("error: ") == 1, run
+        assert run.returncode == 1 and run.stderr.count("error: ") == 1, run  # after a progress bar
         assert option in run.stderr and str(name) in run.stderr and "Repo id" not in run.stderr
         assert files_below(paths["out"].parent) == before
 
@@ -326,7 +326,7 @@ def test_broken_files_of_options_are_named(command, content, expected, paths):
 @pytest.mark.parametrize("content", [b'{"seed": 1, "seed": 2}', BINARY, b"{", b"[1]", b'{"seed": NaN}'])
 def test_broken_json_files_of_options_are_named(content, paths):
     (paths["out"].parent / "run.json").write_bytes(content)
-    refused(paths, "train", "--config", "run.json", expected="run.json" if b"NaN" not in content else "NaN")
+    refused(paths, "train", "--config", "run.json", expected="run.json" if b"NaN" not in content else "nan")
 
 
 @pytest.mark.parametrize("name", ["{data}", "/proc/self/mem", "/nope.yaml", "whdl"])
