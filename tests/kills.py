@@ -70,7 +70,8 @@ def _run(target: Callable[[], object], folder: Path, at: int | None, delay: floa
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGALRM):
             return True, 0
         output.seek(0)
-        assert os.waitstatus_to_exitcode(status) == 0, output.read().decode(errors="replace")
+        exit_code = os.waitstatus_to_exitcode(status)
+        assert exit_code == 0, f"exit code {exit_code}:\n{output.read().decode(errors='replace')}"
         counter.seek(0)
         return False, int(counter.read())
 

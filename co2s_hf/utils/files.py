@@ -69,7 +69,7 @@ def check_writable(path: Path, remedy: str):
     """
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     try:  # permissions alone do not tell: the superuser has all of them, even on disks that cannot be written to
-        Path(tempfile.mkdtemp(prefix=".", suffix=SUFFIX, dir=existing)).rmdir()
+        tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise UserOSError(
             f"'{path}' cannot be created: '{existing}' is no folder that can be written to. {remedy}"

@@ -24,6 +24,7 @@ def new_accelerator(monkeypatch):
     yield
     forget_accelerator()
     torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(1)  # more would change the last bits of other tests, and crash their forked processes
 
 
 @pytest.mark.parametrize("is_launched", [False, True])

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,14 @@ def test_a_folder_that_cannot_be_created_is_refused(tmp_path):
     with pytest.raises(UserOSError, match=r"run' cannot be created: '.*file' is no folder that can be written to"):
         check_new_folder(tmp_path / "file" / "below" / "run")
     assert check_new_folder(tmp_path / "new" / "run") == tmp_path / "new" / "run"
+
+
+def test_another_process_may_clean_up_during_the_check(tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        checks = pool.submit(lambda: [check_new_folder(tmp_path / "run") for _ in range(200)])
+        while not checks.done():
+            recover(tmp_path / "run")
+    assert len(checks.result()) == 200 and not any(tmp_path.iterdir())
 
 
 def content(folder: Path) -> dict[str, str]:
