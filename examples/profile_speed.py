@@ -9,9 +9,9 @@
     python examples/profile_speed.py --what scene --dtype bfloat16    # a scene of 2048 px, from file to map
 
 For prediction, the script also times the necessary parts: the two backbones of transformers and the decoders. A
-training step consists of views, all losses of the paper, gradients and the optimizer; `--dtype bfloat16` is autocast
-there, as with `--mixed_precision bf16`. A scene is predicted in windows of `--crop_size` that overlap by a sixth; this
-needs the extra `scenes`.
+training step consists of views, all losses of the paper, gradients and the optimizer. A scene is predicted in windows
+of `--crop_size` that overlap by a sixth; this needs the extra `scenes`. `--dtype bfloat16` is autocast, as with
+`--mixed_precision bf16`.
 """
 
 import argparse
@@ -25,10 +25,10 @@ import torch
 
 from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation, Co2SImageProcessor
 from co2s_hf.data.views import draw_appearance, draw_cutmix_box, make_views
-from co2s_hf.training.logbook import peak_memory_gb
 from co2s_hf.training.lora import co2s_lora_config
 from co2s_hf.training.objective import Co2SObjective
 from co2s_hf.training.optimization import make_optimizer, training_size
+from co2s_hf.utils.measuring import peak_memory_gb
 
 
 def median_seconds(function: Callable, repeats: int, device: torch.device) -> float:
@@ -44,16 +44,21 @@ def median_seconds(function: Callable, repeats: int, device: torch.device) -> fl
     return statistics.median(seconds)
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return the context of forward passes in a precision, as `--mixed_precision` sets it."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 @torch.no_grad()
 def time_prediction(args: argparse.Namespace, device: torch.device, dtype: torch.dtype):
     """Time the whole model, and each of its parts."""
-    model = Co2SForSemanticSegmentation(Co2SConfig(num_labels=args.num_labels)).eval().to(device, dtype)
-    images = torch.randn(args.batch_size, 3, args.size, args.size, device=device, dtype=dtype)
+    model = Co2SForSemanticSegmentation(Co2SConfig(num_labels=args.num_labels)).eval().to(device)
+    images = torch.randn(args.batch_size, 3, args.size, args.size, device=device)
     clip, dinov3 = model.clip, model.dinov3
     grid = (args.size // clip.encoder.patch_size,) * 2
-    states = {name: student.encoder.tapped_states(images) for name, student in (("clip", clip), ("dinov3", dinov3))}
-    features = {"clip": clip.encoder.features(states["clip"], grid)}
-    features["dinov3"] = dinov3.encoder.features(states["dinov3"], grid)
+    with autocast(device, dtype):
+        states = {name: getattr(model, name).encoder.tapped_states(images) for name in ("clip", "dinov3")}
+        features = {name: getattr(model, name).encoder.features(states[name], grid) for name in states}
     parts = {
         "transformers' CLIPVisionModel": lambda: clip.encoder.record(images),
         "transformers' DINOv3ViTModel": lambda: dinov3.encoder.record(images),
@@ -66,7 +71,8 @@ def time_prediction(args: argparse.Namespace, device: torch.device, dtype: torch
     }
     seconds = {}
     for name, function in parts.items():
-        seconds[name] = median_seconds(function, args.repeats, device)
+        with autocast(device, dtype):
+            seconds[name] = median_seconds(function, args.repeats, device)
         print(f"{name:40}{1000 * seconds[name]:10.1f} ms")
     unavoidable = sum(list(seconds.values())[:4])
     print(f"{'both backbones + both decoders':40}{1000 * unavoidable:10.1f} ms")
@@ -108,7 +114,7 @@ def time_training(args: argparse.Namespace, device: torch.device, dtype: torch.d
 
     def step():
         views = make_views(batch, config.image_mean, config.image_std)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(device, dtype):
             losses = objective(views, stability_weight=0.5)
         losses["loss"].backward()
         optimizer.step()
@@ -126,7 +132,7 @@ def time_scene(args: argparse.Namespace, device: torch.device, dtype: torch.dtyp
     from co2s_hf.geo.scenes import segment_scene
 
     config = Co2SConfig(num_labels=args.num_labels, crop_size=args.crop_size)
-    model = Co2SForSemanticSegmentation(config).eval().to(device, dtype)
+    model = Co2SForSemanticSegmentation(config).eval().to(device)
     image_processor = Co2SImageProcessor.from_model_config(config)
     with tempfile.TemporaryDirectory() as folder:
         place = {"crs": "EPSG:32640", "transform": rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 2_780_000)}
@@ -136,9 +142,10 @@ def time_scene(args: argparse.Namespace, device: torch.device, dtype: torch.dtyp
         ) as raster:
             raster.write(image)
         start = time.perf_counter()
-        segment_scene(
-            model, image_processor, f"{folder}/scene.tif", f"{folder}/map.tif", windows_per_batch=args.batch_size
-        )
+        with autocast(device, dtype):
+            segment_scene(
+                model, image_processor, f"{folder}/scene.tif", f"{folder}/map.tif", windows_per_batch=args.batch_size
+            )
         seconds = time.perf_counter() - start
     print(f"{'from file to map':40}{seconds:10.1f} s, {args.size**2 / seconds / 1e3:.0f} thousand pixels per second")
     print(f"{'peak memory':40}{peak_memory_gb(device):10.2f} GB")

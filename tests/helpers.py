@@ -6,7 +6,6 @@ Import this module before the libraries: it sets the environment variables that 
 import atexit
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -29,6 +28,7 @@ os.environ["MKL_CBWR"] = "COMPATIBLE"
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import numpy as np
+import pytest
 import rasterio
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -145,7 +145,7 @@ def run_subprocess(*words, launcher: Sequence[str] = ("-m", "co2s_hf")) -> subpr
         launcher: Words between the interpreter and the command.
     """
     command = [sys.executable, *launcher, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", env=environment(), timeout=300)
 
 
 TWO_PROCESSES = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
@@ -154,7 +154,7 @@ TWO_PROCESSES += ("--main_process_port", "0", "-m", "co2s_hf")
 
 def environment() -> dict[str, str]:
     """Return the environment variables of a subprocess that uses this checkout."""
-    return {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    return {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "PYTHONIOENCODING": "utf-8"}
 
 
 def made_once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
@@ -233,7 +233,8 @@ def write_raster(path: Path, values: np.ndarray, **profile) -> Path:
 
 @contextmanager
 def no_file_larger_than(size: int) -> Iterator[None]:
-    """Simulate a full disk: writing more than `size` bytes to any file fails."""
+    """Simulate a full disk: writing more than `size` bytes to any file fails. Windows cannot do so."""
+    resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..data.bands import PRESETS
 from ..data.options import REAL_NAME, DataOptions
 from ..model.configuration_co2s import FUSIONS
 from ..training.options import TrainingOptions
@@ -21,11 +22,16 @@ from .command_line import Flag, Group, own_group, parse_fraction, setting
 DEFAULT_MODEL = "outputs/train_semi/model"  # what `co2s train` writes
 
 
-def parse_bands(text: str) -> tuple[int, ...]:
-    """Parse "4,3,2" into (4, 3, 2)."""
+def parse_bands(text: str) -> tuple[int, ...] | str:
+    """Parse "4,3,2" into (4, 3, 2). The name of a preset is returned unchanged."""
+    if text in PRESETS:
+        return text
     numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
     if len(numbers) != 3 or min(numbers) < 1:
-        raise ValueError(f"'{text}' is not three band numbers from 1 for red, green and blue, such as 4,3,2")
+        raise ValueError(
+            f"'{text}' is not three band numbers from 1 for red, green and blue, such as 4,3,2, or one of "
+            f"{', '.join(PRESETS)}"
+        )
     return tuple(numbers)
 
 
@@ -67,7 +73,12 @@ def parse_class_names(words: list[str]) -> list[str]:
     return words
 
 
-BANDS = Flag("Band numbers, from 1, of red, green and blue, such as 4,3,2.", parse_bands)
+BANDS = Flag(
+    "Band numbers, from 1, of red, green and blue, such as 4,3,2. Or a preset: sentinel-2 (12 or 13 bands), "
+    "planetscope-4 or planetscope-8, for reflectance: they also set --scale 0 3000 (Sentinel-2 values of processing "
+    "baseline 04.00 and later are shifted: add --scale 1000 4000); rgbn (red, green, blue, near infrared).",
+    parse_bands,
+)
 SCALE = Flag(
     "Values that become 0 and 255: two numbers, two per band, or 'percentiles' (2nd and 98th). Needed for images of "
     "more than 8 bits.",
@@ -185,7 +196,10 @@ SCHEDULE = {
     ),
     "decoder_lr_scale": Flag("Factor on the base learning rate for the decoders. Default: 1; own backbones: 10."),
     "gradient_checkpointing": Flag("Recompute backbone layers in the backward pass: 1/3 less memory, 1/4 more time."),
-    "mixed_precision": Flag("Precision of the training. Default: the choice of `accelerate launch`."),
+    "mixed_precision": Flag(
+        "Precision of the training and its evaluations. bf16: autocast; the weights stay in float32. Default: the "
+        "choice of `accelerate launch`."
+    ),
     "dataloader_num_workers": Flag(
         "Processes that read and crop images, per device. Default: 0 on a CPU; on a GPU one per CPU core, at most 8."
     ),
@@ -244,6 +258,19 @@ def choose_data(options: DataOptions, seed: int, print_once: Callable[[str], Non
 
 
 @dataclass
+class DryRunArguments:
+    """Whether a training is only tried."""
+
+    dry_run: bool = setting(
+        False,
+        "Make all checks, do a few steps, and print the expected time and memory. Write nothing.",
+    )
+
+
+DRY_RUN = own_group("dry run", DryRunArguments)
+
+
+@dataclass
 class InferenceArguments:
     """Which model predicts, and how."""
 
@@ -254,7 +281,9 @@ class InferenceArguments:
     seed: int = setting(0, "Seed of the drawn sets. Give the seed of the training.")
     use_cpu: bool = setting(False, "Use the CPU even if there is a GPU.")
     mixed_precision: Literal["no", "bf16"] | None = setting(
-        None, "Precision. Default: the choice of `accelerate launch`."
+        None,
+        "Precision. bf16: autocast, as in the training; weights and fusion stay in float32. A CPU without bfloat16 "
+        "instructions uses no. Default: the choice of `accelerate launch`.",
     )
 
     def __post_init__(self):
@@ -302,9 +331,11 @@ __all__ = [
     "CARD",
     "DATA",
     "DEFAULT_MODEL",
+    "DRY_RUN",
     "MODEL",
     "SCALE",
     "CardArguments",
+    "DryRunArguments",
     "HubArguments",
     "HubTarget",
     "InferenceArguments",

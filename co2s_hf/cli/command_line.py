@@ -242,7 +242,12 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors hide the secrets of addresses."""
 
     def error(self, message: str):
-        super().error(redact(message))
+        super().error(redact(re.sub(r"\S{1000,}", _start_of, message)))
+
+
+def _start_of(word: re.Match) -> str:
+    """Return the start of a long word without secrets, and its length."""
+    return f"{redact(word[0][:1000])[:100]}... ({len(word[0])} characters)"
 
 
 def setting(default: T, help: str, name: str | None = None) -> T:

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.bands import BandsError
 from ..data.drawn_scenes import draw_scene
+from ..data.image_files import REPLACE_FILE
 from ..data.reading import ImageRule, StoredFile
 from ..inference.images import fused_logits, load_for_prediction
 from ..inference.windows import sliding_window_logits
@@ -75,7 +77,7 @@ class Demo:
         try:  # with the bands and scale of the model's training
             image = ImageRule.of_config(self.model.config).read(StoredFile(path))
         except UserError as error:
-            raise gr.Error(str(error).replace(path, Path(path).name)) from error
+            raise gr.Error(page_message(error, path)) from error
         if max(image.size) > MAX_SIDE_PX:
             gr.Info(f"The image is scaled down to {MAX_SIDE_PX} px. Use `co2s predict` for its full size.")
             image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
@@ -168,6 +170,17 @@ def uploaded_path(upload: ImageData | None) -> str | None:
     if not upload.path:
         raise gr.Error("The request has no uploaded file. Drop an image on the page.")
     return upload.path
+
+
+def page_message(error: UserError, path: str) -> str:
+    """Return the message about an uploaded file for a visitor, who has neither its path nor options to choose."""
+    message = str(error)
+    if isinstance(error, BandsError):
+        message = (
+            f"{error.problem} Save it with the bands and values that this model reads, or predict the file with `co2s "
+            "predict`, where you can choose them."
+        )
+    return message.replace(path, Path(path).name).replace(REPLACE_FILE, "Drop another image.")
 
 
 def picture(label: str, name: str) -> gr.Image:

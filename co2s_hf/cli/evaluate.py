@@ -111,7 +111,9 @@ def run(args: EvaluateArguments, data_options: DataOptions, hub: PublishArgument
     )
     if is_main:
         print(found.table())
-        examples = predict_examples(model, image_processor, data.validation[: args.num_shown], crop_size, args.flip)
+        examples = predict_examples(
+            model, image_processor, data.validation[: args.num_shown], crop_size, accelerator, args.flip
+        )
         write_evaluation(args.output_dir, found, examples, model.config)
         print(f"Wrote metrics.json, confusion.png and predictions.png into {args.output_dir}.")
     accelerator.end_training()

@@ -36,8 +36,9 @@ from pathlib import Path
 from ..data.options import DataOptions
 from ..training.options import AdaptationOptions
 from ..utils.errors import UserValueError
-from .arguments import CARD, DATA, CardArguments, training_groups
+from .arguments import CARD, DATA, DRY_RUN, CardArguments, DryRunArguments, training_groups
 from .command_line import Command, Flag, how_to_resume, own_group, setting
+from .train import try_training
 
 
 MODEL = {
@@ -78,7 +79,13 @@ class MergeArguments:
 COMMAND = Command(
     name="finetune",
     description=__doc__,
-    groups=[DATA, *training_groups(AdaptationOptions, MODEL, **HELPS), own_group("merging", MergeArguments), CARD],
+    groups=[
+        DATA,
+        *training_groups(AdaptationOptions, MODEL, **HELPS),
+        own_group("merging", MergeArguments),
+        DRY_RUN,
+        CARD,
+    ],
     first=(
         "checkpoint",
         "data_dir",
@@ -108,11 +115,14 @@ def main(words: Sequence[str] | None = None):
         from .model_folders import claim, describe, publish_result
 
         config = open_base(options)
+        if arguments[DryRunArguments].dry_run:
+            try_training(options, data_options, build_adapted_model, config, evaluate_first=True)
+            return
         run = loop.setup(options, data_options, build_adapted_model, config, command)
         repository = claim(hub, run.accelerator)
         trained = loop.train(run, evaluate_first=True)
         if run.accelerator.is_main_process:
-            describe(trained, hub.card_samples, COMMAND)
+            describe(trained, hub.card_samples, COMMAND, run.accelerator)
             if arguments[MergeArguments].merge:
                 write_merged(trained.best_folder or trained.folder, is_measured=options.quantize is None)
             publish_result(trained, repository, hub.hub_revision)

@@ -31,7 +31,7 @@ def claim(hub: HubArguments, accelerator: Accelerator) -> str | None:
     return publishing.claim_repository(hub.hub_model_id, hub.hub_private_repo, hub.hub_revision)
 
 
-def describe(trained: Trained, num_samples: int, command: Command):
+def describe(trained: Trained, num_samples: int, command: Command, accelerator: Accelerator):
     """Add facts, figures, samples and a card to the folders that a training wrote.
 
     Args:
@@ -39,6 +39,7 @@ def describe(trained: Trained, num_samples: int, command: Command):
         num_samples: Number of validation images to include, with their predictions.
         command: The training command. The facts contain only options that have a flag in this command, so that its
             `--config` can read them.
+        accelerator: Accelerate's state of the training. Its device predicts the images, in its precision.
     """
     options = trained.record["arguments"]
     record = trained.record | {"arguments": {name: options[name] for name in options if command.has_flag(name)}}
@@ -50,7 +51,7 @@ def describe(trained: Trained, num_samples: int, command: Command):
             pictures.mkdir()
         shutil.copyfile(folder.parent / "curves.png", folder / CURVES)
         if num_samples:
-            _add_samples(folder, trained, num_samples)
+            _add_samples(folder, trained, num_samples, accelerator)
         write_card(folder, Evaluation.read(folder / "metrics.json"), trained.config)
 
 
@@ -82,11 +83,11 @@ def publish_evaluation(
     return publishing.publish(checkpoint, repository, revision)
 
 
-def _add_samples(folder: Path, trained: Trained, num_samples: int):
-    data = trained.data
-    model = Co2SForSemanticSegmentation.from_pretrained(folder)
+def _add_samples(folder: Path, trained: Trained, num_samples: int, accelerator: Accelerator):
+    data, crop_size = trained.data, trained.evaluation.crop_size
+    model = Co2SForSemanticSegmentation.from_pretrained(folder).to(accelerator.device)
     image_processor = Co2SImageProcessor.from_pretrained(folder)
-    shown = predict_examples(model, image_processor, data.validation[:num_samples], trained.evaluation.crop_size)
+    shown = predict_examples(model, image_processor, data.validation[:num_samples], crop_size, accelerator)
     palette = palette_or_default(data.palette, len(data.id2label))
     draw_predictions(shown, data.id2label, palette, folder / PREDICTIONS)
     for number, example in enumerate(shown):

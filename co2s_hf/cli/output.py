@@ -13,6 +13,9 @@ from ..utils.redaction import redact
 class RewrittenStream:
     """A text stream that rewrites every text before it is written.
 
+    A character that the encoding of the stream does not have, such as "ü" in ASCII, is written as \\xfc. Otherwise a
+    class name could stop a command on Windows, where a redirected output has few characters.
+
     Args:
         stream: Where the text goes. All other attributes are those of this stream.
         rewrite: Function that changes the text.
@@ -22,7 +25,8 @@ class RewrittenStream:
         self._stream, self._rewrite = stream, rewrite
 
     def write(self, text: str) -> int:
-        self._stream.write(self._rewrite(text))
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        self._stream.write(self._rewrite(text).encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def writelines(self, lines):

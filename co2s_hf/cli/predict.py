@@ -22,6 +22,9 @@
   # The validation images of this package.
   co2s predict
 
+  # First check everything, and estimate time, memory and disk space. Nothing is written.
+  co2s predict scenes/ --output maps/ --dry_run
+
 Scenes come first, before any flag. For images the command writes labels/NAME.png and overlay/NAME.png, and with
 --save_confidence also confidence/NAME.png, all in the size of the image. To continue after an interruption, run the
 same command again: images that have all their files are skipped. predictions.json contains the options of all
@@ -61,6 +64,10 @@ class PredictArguments(InferenceArguments):
     )
     split: Literal["labeled", "unlabeled", "validation"] | None = setting(
         None, "Set of the data source to predict. Default: unlabeled; of --data real: validation."
+    )
+    dry_run: bool = setting(
+        False,
+        "Make all checks, and print sizes, bands, scale, and the expected time, memory and disk space. Write nothing.",
     )
     opacity: float = setting(0.5, "Opacity of the colours in the overlay of an image, 0 to 1.")
 
@@ -156,9 +163,9 @@ def predict_scenes(args, scene_options: SceneOptions, data_options: DataOptions,
     """Map the scenes, shared among the processes; return a message for each scene that failed."""
     import traceback
 
-    import torch
     from accelerate.utils import gather_object
 
+    from ..geo.dry_run import check_scene, describe
     from ..geo.scene_files import plan_maps, shared_out
     from ..geo.scene_outputs import check_no_shared_files
     from ..geo.scenes import segment_scene
@@ -173,31 +180,29 @@ def predict_scenes(args, scene_options: SceneOptions, data_options: DataOptions,
         )
     check_no_shared_files(maps, scene_options)
     model, image_processor, crop_size = load_for_prediction(args.checkpoint, args.fusion, args.crop_size)
-    precision = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    model.to(accelerator.device, precision)
-    problems = []
+    model.to(accelerator.device)
+    settings = {"crop_size": crop_size, "flip": args.flip, "bands": data_options.bands, "scale": data_options.scale}
+    settings |= {f.name: getattr(scene_options, f.name) for f in fields(SceneOptions)} | {"resume": args.resume}
+    problems, estimates = [], []
     for scene, destination in shared_out(maps, accelerator.num_processes)[accelerator.process_index].items():
         try:
-            segment_scene(
-                model,
-                image_processor,
-                scene,
-                destination,
-                crop_size=crop_size,
-                flip=args.flip,
-                bands=data_options.bands,
-                scale=data_options.scale,
-                resume=args.resume,
-                show_progress=accelerator.is_local_main_process,
-                **{f.name: getattr(scene_options, f.name) for f in fields(SceneOptions)},
-            )
+            with accelerator.autocast():
+                if args.dry_run:
+                    speed = next((done.speed for done in estimates if done.speed), None)
+                    estimates.append(check_scene(model, image_processor, scene, destination, speed=speed, **settings))
+                else:
+                    show = accelerator.is_local_main_process
+                    segment_scene(model, image_processor, scene, destination, show_progress=show, **settings)
         except Exception as error:  # one scene's error must not stop the others
             if not isinstance(error, UserError | OSError):
                 traceback.print_exc()
             problem, name = redact(str(error)), redact(scene)
             problems.append(problem if name in problem else f"{name}: {problem}")
     problems = gather_object(problems)
-    accelerator.print(f"{len(maps) - len(problems)} of {len(maps)} maps are in {args.output}.")
+    if args.dry_run:
+        accelerator.print(describe(gather_object([estimates])))
+    else:
+        accelerator.print(f"{len(maps) - len(problems)} of {len(maps)} maps are in {args.output}.")
     return problems
 
 
@@ -206,6 +211,7 @@ def predict_images(args, save_confidence: bool, data_options: DataOptions, accel
     from ..data.sources import image_rule, open_source
     from ..data.validation.report import announce
     from ..inference import folders
+    from ..inference.dry_run import check_pictures
     from ..inference.images import load_for_prediction
 
     output_dir, is_main = Path(args.output_dir), accelerator.is_main_process
@@ -226,8 +232,15 @@ def predict_images(args, save_confidence: bool, data_options: DataOptions, accel
             if is_main:
                 announce(source)
     options = folders.PictureOptions(args.checkpoint, args.fusion, args.crop_size, args.flip, args.opacity)
+    names = [str(Path(name).resolve()) if args.images else name for name in samples.names]
+    if args.dry_run:
+        folders.check_folder(output_dir, options, dict(zip(pictures, names)))
+        places = samples, pictures, output_dir, accelerator
+        model.to(accelerator.device)
+        text, problems = check_pictures(model, image_processor, crop_size, *places, args.flip, save_confidence)
+        accelerator.print(text)
+        return problems
     if is_main:
-        names = [str(Path(name).resolve()) if args.images else name for name in samples.names]
         folders.start_folder(output_dir, options, dict(zip(pictures, names)))
     accelerator.wait_for_everyone()
     model.to(accelerator.device)

@@ -51,7 +51,10 @@ TRAINING = {
     "per_device_train_batch_size": Flag("Crops per step and device."),
     "max_train_steps": Flag("Number of steps."),
     "learning_rate": Flag("Highest learning rate."),
-    "mixed_precision": Flag("Precision of the training. Default: the choice of `accelerate launch`."),
+    "mixed_precision": Flag(
+        "Precision of the training. bf16: autocast; the weights stay in float32. Default: the choice of `accelerate "
+        "launch`."
+    ),
     "dataloader_num_workers": Flag("Worker processes that read images, per device."),
     "use_cpu": Flag("Use the CPU even if there is a GPU."),
     "seed": Flag("Seed of the weights, the order of the tiles and the crops."),

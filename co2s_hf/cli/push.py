@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..utils.errors import UserValueError, loading
+from ..utils.errors import UserFileNotFoundError, UserValueError, loading
+from ..utils.model_files import CONFIG, is_path
 from .arguments import DEFAULT_MODEL, HubTarget
 from .command_line import Command, own_group, setting
 
@@ -44,6 +45,11 @@ class PushArguments(HubTarget):
             )
         if not is_space and self.hub_model_id is None:
             raise UserValueError("Name the repository: `hub_model_id='user/name'`.")
+        if is_space and is_path(self.checkpoint) and not Path(self.checkpoint).exists():
+            raise UserFileNotFoundError(
+                f"`checkpoint` is '{self.checkpoint}', which does not exist. A Space needs the name of a model on the "
+                "Hub, such as user/name."
+            )
         if self.space is not None and Path(self.checkpoint).exists():
             raise UserValueError(
                 f"A Space needs a published model, but '{self.checkpoint}' is a local folder. Publish it first: co2s "
@@ -70,12 +76,15 @@ def push_model(args: PushArguments):
     """Publish the folder of a model, with a card and, if asked for, a handler."""
     from ..hub.cards import write_card
     from ..hub.publishing import add_handler, check_publishable, claim_repository, publish
+    from ..inference.images import load_model
 
     check_publishable(args.checkpoint)
-    what = f"`checkpoint` is '{args.checkpoint}', which"
-    with loading(what, "the folder of a trained model", args.checkpoint, model_type="co2s"):
-        pass  # the files are checked before anything is uploaded
     folder = Path(args.checkpoint)
+    if (folder / CONFIG).exists():
+        load_model(args.checkpoint)  # so that no model is published that others cannot load
+    else:  # an adapter, whose base is on the Hub
+        with loading(f"`checkpoint` is '{args.checkpoint}', which", "the folder of a trained model", folder):
+            pass
     name = claim_repository(args.hub_model_id, args.hub_private_repo, args.hub_revision)
     if not (folder / "README.md").exists():
         write_card(folder)

@@ -32,6 +32,9 @@
   # Take options from a file, and change one of them.
   co2s train --config my_run.yaml --seed 1
 
+  # First check everything, and estimate time and memory from a few steps. Nothing is written.
+  co2s train --data_dir path/to/folder --dry_run
+
   # Continue after an interruption, with the same options.
   co2s train --resume_from_checkpoint last
 """
@@ -41,14 +44,14 @@ from collections.abc import Sequence
 
 from ..data.options import DataOptions
 from ..training.options import TrainingOptions
-from .arguments import CARD, DATA, CardArguments, training_groups
+from .arguments import CARD, DATA, DRY_RUN, CardArguments, DryRunArguments, training_groups
 from .command_line import Command, how_to_resume
 
 
 COMMAND = Command(
     name="train",
     description=__doc__,
-    groups=[DATA, *training_groups(), CARD],
+    groups=[DATA, *training_groups(), DRY_RUN, CARD],
     has_recipes=True,
     first=(
         "data",
@@ -75,10 +78,34 @@ def main(words: Sequence[str] | None = None):
         from ..training import loop  # these imports take seconds, and --help must be quick
         from .model_folders import claim, describe, publish_result
 
-        hub = arguments[CardArguments]
-        run = loop.setup(arguments[TrainingOptions], arguments[DataOptions], command=command)
+        hub, options, data_options = (arguments[kind] for kind in (CardArguments, TrainingOptions, DataOptions))
+        if arguments[DryRunArguments].dry_run:
+            try_training(options, data_options)
+            return
+        run = loop.setup(options, data_options, command=command)
         repository = claim(hub, run.accelerator)
         trained = loop.train(run)
         if run.accelerator.is_main_process:
-            describe(trained, hub.card_samples, COMMAND)
+            describe(trained, hub.card_samples, COMMAND, run.accelerator)
             publish_result(trained, repository, hub.hub_revision)
+
+
+def try_training(options: TrainingOptions, data_options: DataOptions, *base, evaluate_first: bool = False):
+    """Do the checks and a few steps of a training, and print what it needs. Nothing is written.
+
+    Args:
+        options: Options of the training.
+        data_options: Options of the data.
+        base: For the adaptation of a trained model: further arguments of [`setup`].
+        evaluate_first: The training also evaluates before the first step.
+    """
+    from ..training import loop
+    from ..training.dry_run import temporary_scenes, try_steps
+
+    with temporary_scenes(options, data_options):
+        run = loop.setup(options, data_options, *base)
+        run.accelerator.print(try_steps(run, evaluate_first))
+        run.objective, run.optimizer, run.loader = run.accelerator.free_memory(
+            run.objective, run.optimizer, run.loader
+        )
+        run.accelerator.end_training()

@@ -6,6 +6,7 @@ PNG after their rule is applied. Training on the result therefore gets the same 
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Features
@@ -14,7 +15,7 @@ from PIL import Image
 
 from ..utils.errors import UserValueError
 from .reading import IGNORE, ImageRule, LabelRule, StoredFile
-from .samples import Sample, Samples
+from .samples import Sample
 from .sources import Source
 from .splits import SPLITS
 
@@ -26,6 +27,10 @@ def prepared(
     source: Source, tile_size: int | None = None, tile_overlap: int = 0, cache_dir: str | Path | None = None
 ) -> DatasetDict:
     """Convert a source to a data set with the splits "labeled", "unlabeled" and "validation".
+
+    If images are cut, a tile of a labelled image in which no pixel has a label becomes unlabelled, and such a tile of
+    a validation image is left out. Unlabelled tiles of one colour, as outside a photographed area, are left out, too.
+    So is a set without images.
 
     Args:
         source: The opened source.
@@ -42,18 +47,18 @@ def prepared(
         UserValueError: The overlap is not smaller than the tile.
     """
     check_tiles(tile_size, tile_overlap)
-    return DatasetDict(
-        {
-            split: Dataset.from_generator(
-                _rows,
-                features=FEATURES,
-                cache_dir=None if cache_dir is None else str(cache_dir),
-                gen_kwargs={"samples": getattr(source, split), "tile_size": tile_size, "tile_overlap": tile_overlap},
-                split=split,
-            )
-            for split in SPLITS
-        }
-    )
+    tables = {
+        split: Dataset.from_generator(
+            _rows,
+            features=FEATURES,
+            cache_dir=None if cache_dir is None else str(cache_dir),
+            gen_kwargs={"source": source, "split": split, "tile_size": tile_size, "tile_overlap": tile_overlap},
+            split=split,
+        )
+        for split in SPLITS
+        if any(True for _ in _rows(source, split, tile_size, tile_overlap))  # `from_generator` needs a row
+    }
+    return DatasetDict(tables)
 
 
 def check_tiles(tile_size: int | None, tile_overlap: int):
@@ -108,16 +113,27 @@ def tile_boxes(size: tuple[int, int], tile_size: int, overlap: int) -> list[tupl
     ]
 
 
-def _rows(samples: Samples, tile_size: int | None, tile_overlap: int) -> Iterator[dict]:
+def _rows(source: Source, split: str, tile_size: int | None, tile_overlap: int) -> Iterator[dict]:
+    samples = getattr(source, split)
+    if tile_size is None:
+        yield from map(_row, samples)
+        return
     for sample in samples:
-        if tile_size is not None:
-            yield from _tiles(sample, tile_size, tile_overlap)
-            continue
-        image = _cell(sample.image, None if sample.image_rule == ImageRule() else sample.load_image)
-        label = None
-        if sample.label is not None:
-            label = _cell(sample.label, None if sample.label_rule == LabelRule() else sample.load_label)
-        yield {"image": image, "label": label}
+        for tile in _tiles(sample, tile_size, tile_overlap):
+            if not tile.is_plain if split == "unlabeled" else tile.has_class:
+                yield tile.row()
+    for sample in source.labeled if split == "unlabeled" else ():
+        for tile in _tiles(sample, tile_size, tile_overlap):
+            if not tile.has_class and not tile.is_plain:
+                yield replace(tile, label=None).row()
+
+
+def _row(sample: Sample) -> dict:
+    image = _cell(sample.image, None if sample.image_rule == ImageRule() else sample.load_image)
+    label = None
+    if sample.label is not None:
+        label = _cell(sample.label, None if sample.label_rule == LabelRule() else sample.load_label)
+    return {"image": image, "label": label}
 
 
 def _cell(file: StoredFile, load: Callable[[], Image.Image] | None) -> dict:
@@ -127,16 +143,39 @@ def _cell(file: StoredFile, load: Callable[[], Image.Image] | None) -> dict:
     return {"bytes": _png(load()), "path": file.name and f"{Path(file.name).stem}.png"}
 
 
-def _tiles(sample: Sample, tile_size: int, overlap: int) -> Iterator[dict]:
+@dataclass(frozen=True)
+class _Tile:
+    """A part of an image and of its label map."""
+
+    name: str
+    image: Image.Image
+    label: Image.Image | None
+
+    @property
+    def has_class(self) -> bool:
+        """Whether a pixel has a label."""
+        return self.label is not None and self.label.getextrema() != (IGNORE, IGNORE)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all pixels of the image have the same colour."""
+        return all(low == high for low, high in self.image.getextrema())
+
+    def row(self) -> dict:
+        """Return the row of the data set."""
+        pictures = {"image": self.image, "label": self.label}
+        return {
+            column: None if picture is None else {"bytes": _png(picture), "path": self.name}
+            for column, picture in pictures.items()
+        }
+
+
+def _tiles(sample: Sample, tile_size: int, overlap: int) -> Iterator[_Tile]:
     image = sample.load_image()
     label = None if sample.label is None else sample.load_label()
-    for left, upper, right, lower in tile_boxes(image.size, tile_size, overlap):
-        box, name = (left, upper, right, lower), f"{Path(sample.image.name).stem}_{left}_{upper}.png"
-        cells = {"image": image, "label": label}
-        yield {
-            column: None if picture is None else {"bytes": _png(picture.crop(box)), "path": name}
-            for column, picture in cells.items()
-        }
+    for box in tile_boxes(image.size, tile_size, overlap):
+        name = f"{Path(sample.image.name).stem}_{box[0]}_{box[1]}.png"
+        yield _Tile(name, image.crop(box), None if label is None else label.crop(box))
 
 
 def _png(image: Image.Image) -> bytes:

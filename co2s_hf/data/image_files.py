@@ -37,7 +37,9 @@ MAX_PIXELS = 2**28  # of one image: 16384 x 16384
 MAX_BYTES = 2**31  # of the decoded bands of one image, and of one block of a raster
 FORMAT_NAMES = "PNG, JPEG, TIFF, BMP, WebP or JPEG 2000"
 CONTROL_CHARACTERS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")  # also the ends of lines of Unicode
-LONGEST_STEM, LONGEST_SUFFIX = 150, 16  # bytes and characters of a file name; file systems allow 255 bytes in all
+LONGEST_NAME = 255  # bytes that file systems allow
+UNSAFE_CHARACTERS = re.compile(rf'{CONTROL_CHARACTERS.pattern}|[<>:"|?*]')  # in a file name, on some system
+LONGEST_STEM, LONGEST_SUFFIX = 150, 16  # bytes and characters of the names of new files
 REPLACE_FILE = "Replace it, or remove it from its list."
 GDAL_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}  # no files beside the image
 
@@ -78,10 +80,11 @@ class StoredFile:
     def name(self) -> str:
         """The last part of the path, as a safe name of a new file. The path of a row comes from its data set.
 
-        It has no folders, no control characters, and a length that every file system allows. "" if there is none.
+        It has no folders, no control characters, no characters that Windows forbids, and a length that every file
+        system allows. "" if there is none.
         """
         path = re.split("[?#]", redact(self.path))[0] if "://" in self.path else self.path  # it may be a web address
-        name = PurePosixPath(CONTROL_CHARACTERS.sub("_", path.replace("\\", "/"))).name
+        name = PurePosixPath(UNSAFE_CHARACTERS.sub("_", path.replace("\\", "/"))).name
         stem, suffix = os.path.splitext("" if name == ".." else name)
         stem = stem.encode("utf-8", "replace")[:LONGEST_STEM].decode("utf-8", "ignore")
         return stem + suffix.encode("ascii", "ignore").decode()[:LONGEST_SUFFIX]
@@ -158,12 +161,13 @@ def _pillow_limit_raised(image: ImageFile) -> Iterator[None]:
 
 
 @contextmanager
-def open_raster(file: StoredFile, bands: tuple[int, ...] | None = None):
+def open_raster(file: StoredFile, bands: tuple[int, ...] | None = None, at_once: bool = True):
     """Open an image with rasterio. Errors, also those inside the `with` block, name the file.
 
     Args:
         file: The image.
         bands: Numbers, from 1, of the bands that will be read. None: all bands.
+        at_once: Check that the bands are small enough to be read at once. False: the caller reads windows.
 
     Returns:
         A context manager that gives the open `rasterio.DatasetReader`.
@@ -171,7 +175,7 @@ def open_raster(file: StoredFile, bands: tuple[int, ...] | None = None):
     Raises:
         UserImportError: rasterio is not installed.
         TooLargeError: The bands are too large to be read.
-        UserValueError: The file cannot be read, has another format, lacks one of `bands`, or names another file.
+        UserValueError: The file cannot be read, has another format, or names another file.
     """
     rasterio = _import_rasterio(file)
     from rasterio._err import CPLE_BaseError  # rasterio raises some of GDAL's errors unchanged
@@ -182,10 +186,10 @@ def open_raster(file: StoredFile, bands: tuple[int, ...] | None = None):
     try:
         with rasterio.Env(**GDAL_OPTIONS), _opened(rasterio, file, driver) as raster:
             check_names_no_file(raster, file)
-            if bands is not None and max(bands) > raster.count:
-                raise UserValueError(f"{file} has {raster.count} bands and no band {max(bands)}. Change `bands`.")
-            itemsize = max(_itemsize(dtype) for dtype in raster.dtypes)
-            check_size(file, raster.width, raster.height, raster.count if bands is None else len(bands), itemsize)
+            if at_once:
+                itemsize = max(_itemsize(dtype) for dtype in raster.dtypes)
+                num_bands = raster.count if bands is None else len(bands)
+                check_size(file, raster.width, raster.height, num_bands, itemsize)
             check_blocks(raster, file)
             yield raster
     except UserError:
@@ -225,9 +229,10 @@ def check_size(file: StoredFile, width: int, height: int, num_bands: int, itemsi
         )
     num_bytes = width * height * num_bands * itemsize
     if num_bytes > MAX_BYTES:
+        fewer = "Read fewer bands: `bands=(3, 2, 1)`. Or cut it into tiles." if num_bands > 3 else "Cut it into tiles."
         raise TooLargeError(
             f"{file} has {num_bands} bands of {width} x {height} pixels, {num_bytes / 2**30:.1f} GiB; at most "
-            f"{MAX_BYTES / 2**30:.0f} GiB are read at once. Read fewer bands: `bands=(3, 2, 1)`. Or cut it into tiles."
+            f"{MAX_BYTES / 2**30:.0f} GiB are read at once. {fewer}"
         )
 
 

@@ -9,10 +9,11 @@ classes.json describes the classes. It is either a list in label order,
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Value, concatenate_datasets, load_dataset, load_from_disk
@@ -147,7 +148,7 @@ def _check_entry(path: Path, entry: dict):
 
 
 def _read_classes_if_any(path: Path | None) -> ClassDescription:
-    return read_classes(path) if path is not None and path.exists() else ClassDescription()
+    return read_classes(path) if path is not None and os.path.lexists(path) else ClassDescription()
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,11 @@ class Listing:
     label_rule: LabelRule = LabelRule()
     root: str = ""
     findings: Sequence[Finding] = ()
+
+    def with_rules(self, **rules) -> "Listing":
+        """Return the same listing, with other rules (`image_rule` and `label_rule`) to read the samples."""
+        sets = {name: replace(samples, **rules) for name, samples in self.sets.items()}
+        return replace(self, sets=sets, pool=None if self.pool is None else replace(self.pool, **rules))
 
 
 def list_samples(options: DataOptions) -> Listing:
@@ -327,6 +333,9 @@ def _errors_name_the_data_set(name: str, remedy: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise UserOSError(f"The data set '{name}' cannot be loaded: {str(error).rstrip('.')}. {remedy}") from error
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # such as a list in dataset_info.json
+        reason = f"one of its files is damaged ({type(error).__name__}: {error})"
+        raise UserOSError(f"The data set '{name}' cannot be loaded: {reason}. {remedy}") from error
 
 
 def _standard_columns(table: Dataset, options: DataOptions, split: str) -> Dataset:

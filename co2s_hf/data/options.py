@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..utils.errors import UserFileNotFoundError, UserValueError
+from .bands import resolve_bands
 from .benchmarks import BENCHMARKS, DATASETS_REPOSITORY
 
 
@@ -58,7 +59,8 @@ class DataOptions:
         label_map: Value, or range of values as text, in label files -> class index, 0 to 254: {7: 0, "128-255": 1}.
             Both ends belong to a range. Other values are errors.
         label_colors: JSON file with the colours of the classes, for label files that hold RGB colours.
-        bands: Numbers, from 1, of the bands for red, green and blue.
+        bands: Numbers, from 1, of the bands for red, green and blue; or a preset of data/bands.py, such as
+            "sentinel-2", which also has a scale.
         scale: (low, high) values that become 0 and 255, one pair for all bands or one pair per band. "percentiles":
             the 2nd and 98th percentile of the training images.
 
@@ -86,7 +88,7 @@ class DataOptions:
     reduce_labels: bool = False
     label_map: dict[int | str, int] | None = None
     label_colors: str | None = None
-    bands: tuple[int, int, int] | None = None
+    bands: tuple[int, int, int] | str | None = None
     scale: tuple[tuple[float, float], ...] | Literal["percentiles"] | None = None
 
     def __post_init__(self):
@@ -179,7 +181,9 @@ class DataOptions:
 
     def _check_image_rule(self):
         """Check `bands` and `scale`, and convert them to the tuples of [`ImageRule`]."""
-        if self.bands is not None:
+        if isinstance(self.bands, str):
+            resolve_bands(self.bands, None)  # check its name
+        elif self.bands is not None:
             self.bands = tuple(self.bands)
             if len(self.bands) != 3 or not all(isinstance(band, int) and band >= 1 for band in self.bands):
                 raise UserValueError(

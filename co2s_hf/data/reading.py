@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..model.configuration_co2s import Co2SConfig
 from ..utils.errors import UserError, UserFileNotFoundError, UserValueError
+from .bands import PERCENTILES, Bands, BandsError, RasterBands, Scale, check_bands, resolve_bands
 from .image_files import FORMAT_NAMES, REPLACE_FILE, StoredFile, TooLargeError, open_pillow, open_raster
 from .options import IGNORE
 
@@ -26,10 +27,12 @@ from .options import IGNORE
 logger = logging.getLogger(__name__)
 
 UNKNOWN = -1  # index of a label value or colour that no rule covers
-PERCENTILES = (2, 98)  # with `scale="percentiles"`, these percentiles of a band become 0 and 255
 PERCENTILE_SAMPLE_PX = 256  # rows and columns of larger files are thinned for percentiles; at least this many remain
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-DESCRIBED_PX, DESCRIBED_BANDS = 256, 16  # an error describes so many rows, columns and bands of a file
+PILLOW_TYPES = {"I": "int32", "I;16": "uint16", "I;16B": "uint16", "F": "float32"}  # modes of more than 8 bits
+NEEDS_RASTERIO = "This needs rasterio: pip install 'co2s_hf[scenes]'."
+GDAL_METADATA = 42112  # TIFF tag with descriptions and colours of bands
+DESCRIBED_PX = 256  # an error describes the values of so many rows and columns of a file
 
 
 def find_images(
@@ -90,22 +93,30 @@ def base_scale(size: tuple[int, int], base_size: tuple[int, int] | None) -> floa
 class ImageRule:
     """A rule that converts the bands of an image file to red, green and blue.
 
-    Without `bands` and `scale`, the rule covers only files of 1 or 8 bits with RGB, grey or palette colours.
+    Without `bands` and `scale`, the rule covers only files of 1 or 8 bits with RGB, grey or palette colours. They may
+    have transparency: pixels that are fully transparent become black, as pixels without data do.
 
     Args:
         bands: Numbers of the bands for red, green and blue. They start at 1, as in GDAL.
         scale: (low, high) values that become 0 and 255, one pair for all bands or one pair per band. Values outside
             this range are clipped.
+        preset: Name of the entry of `PRESETS` that gave `bands`. Files with another number of bands are refused.
     """
 
     bands: tuple[int, int, int] | None = None
     scale: tuple[tuple[float, float], ...] | None = None
+    preset: str | None = None
 
     @classmethod
     def of_config(cls, config: Co2SConfig) -> "ImageRule":
         """Return the rule by which the training images of a model were read."""
         scale = None if config.image_scale is None else tuple(tuple(pair) for pair in config.image_scale)
         return cls(None if config.image_bands is None else tuple(config.image_bands), scale)
+
+    @classmethod
+    def of_options(cls, bands: Bands | str | None, scale: Scale | None) -> "ImageRule":
+        """Return the rule for `bands`, which may name a preset. The scale of a preset is used if there is none."""
+        return cls(*resolve_bands(bands, scale))
 
     def read(self, file: StoredFile, base_size: tuple[int, int] | None = None, scale: float = 1.0) -> Image.Image:
         """Read an image as 8-bit RGB.
@@ -125,39 +136,38 @@ class ImageRule:
         """
         if self.bands is not None or self.scale is not None:
             with open_raster(file, self.bands) as raster:
-                values = _filled(_read_masked(raster, self.bands))
-                self.check(str(file), values.dtype, len(values), lambda: _describe_bands(values, len(values)))
-                return Image.fromarray(self.to_8_bit(values))
+                return self.read_raster(file, raster)
         with open_image(file) as image:
-            if image.mode not in ("RGB", "L", "P", "1"):
-                raise UserValueError(
-                    f"{file} {_describe_image(image)}; expected 8-bit RGB. {_band_remedy(image.mode)}"
-                )
+            _check_8_bit(file, image)
             if base_size is not None:
                 scale *= base_scale(image.size, base_size)
                 image.draft("RGB", tuple(math.ceil(side * scale) for side in image.size))
-            return image.convert("RGB")
+            return _to_rgb(image)
 
-    def check(self, name: str, dtype: np.dtype, num_bands: int, held: Callable[[], str]):
-        """Check that bands can become 8-bit RGB.
+    def read_raster(self, file: StoredFile, raster, window: tuple | None = None) -> Image.Image:
+        """Read an image, or a window of it, from an open raster as 8-bit RGB.
 
         Args:
-            name: Name of the file, for the message.
-            dtype: Type of the bands.
-            num_bands: Number of the bands.
-            held: Function that describes the content of the file. It is called for an error only.
+            file: The image.
+            raster: The open `rasterio.DatasetReader`.
+            window: ((first row, end), (first column, end)). None: the whole image.
 
         Raises:
-            UserValueError: There are not one or three bands, or `scale` is missing for values of more than 8 bits.
+            BandsError: The rule does not cover the raster.
         """
-        if num_bands not in (1, 3):
-            example = "(3, 2, 1)" if num_bands > 2 else "(1, 1, 1)"
-            raise UserValueError(f"{name} holds {held()}. Choose red, green and blue: `bands={example}`.")
-        if self.scale is None and dtype != np.uint8:
-            raise UserValueError(
-                f"{name} holds {held()}. Choose the values that become 0 and 255: `scale=((0, 3000),)`, or "
-                "`scale='percentiles'`."
-            )
+        return Image.fromarray(self.to_8_bit(_filled(self._read_bands(file, raster, self.scale, window))))
+
+    def _read_bands(self, file: StoredFile, raster, scale: Scale | str | None, window=None) -> np.ma.MaskedArray:
+        """Read the bands of an open raster, after a check that they can become 8-bit RGB with `scale`."""
+        _check_real(file, raster)
+        found = _bands_of(raster)
+        bands = check_bands(found, str(file), self.bands, scale, self.preset)
+        if found.tagged_alpha:  # a band that GDAL wrongly takes for transparency must not hide pixels
+            has_mask = found.alpha_is_mask(bands, self.preset)
+        else:  # without `bands` and `scale`, other images are read with Pillow, which knows no pixels without data
+            has_mask = self.bands is not None or scale is not None
+        values = raster.read(list(bands), window=window, masked=has_mask)
+        return values if has_mask else np.ma.masked_array(values)
 
     def to_8_bit(self, values: np.ndarray) -> np.ndarray:
         """Scale bands to 8-bit RGB.
@@ -298,7 +308,7 @@ def open_image(file: StoredFile, expected: str | None = None) -> Iterator[Image.
     Args:
         file: An image or a label map.
         expected: Expected content and remedy, for the error message about a format that Pillow does not know. None:
-            8-bit RGB.
+            the content of an image, and the bands and the scale to choose for it.
 
     Raises:
         UserValueError: The file does not exist, is too large or cannot be read.
@@ -309,14 +319,11 @@ def open_image(file: StoredFile, expected: str | None = None) -> Iterator[Image.
     except UserError:
         raise
     except Image.UnidentifiedImageError as error:
-        content = _describe_raster(file)
-        if content is None:
-            raise UserValueError(
-                f"{file} cannot be read as an image; expected {FORMAT_NAMES}. {REPLACE_FILE}"
-            ) from error
-        raise UserValueError(
-            f"{file} holds {content}; expected {expected or '8-bit RGB. ' + _band_remedy()}"
-        ) from error
+        if expected is None:
+            _check_raster(file)
+        elif (content := _describe_raster(file)) is not None:
+            raise UserValueError(f"{file} holds {content}; expected {expected}") from error
+        raise UserValueError(f"{file} cannot be read as an image; expected {FORMAT_NAMES}. {REPLACE_FILE}") from error
     except MemoryError as error:
         raise UserValueError(
             f"{file} cannot be read as an image: there is not enough memory. {REPLACE_FILE}"
@@ -340,11 +347,9 @@ def read_bands(file: StoredFile, bands: tuple[int, ...] | None = None) -> np.nda
         UserValueError: The file cannot be read, is too large, or lacks one of `bands`.
     """
     with open_raster(file, bands) as raster:
-        return _filled(_read_masked(raster, bands))
-
-
-def _read_masked(raster, bands: tuple[int, ...] | None) -> np.ma.MaskedArray:
-    return raster.read(list(bands) if bands is not None else None, masked=True)
+        if bands is not None and max(bands) > raster.count:
+            raise UserValueError(f"{file} has {raster.count} bands and no band {max(bands)}. Change `bands`.")
+        return _filled(raster.read(list(bands) if bands is not None else None, masked=True))
 
 
 def _filled(values: np.ma.MaskedArray) -> np.ndarray:
@@ -352,16 +357,16 @@ def _filled(values: np.ma.MaskedArray) -> np.ndarray:
 
 
 def percentile_scale(
-    files: Iterable[StoredFile], bands: tuple[int, ...] | None, percentiles: tuple[float, float] = PERCENTILES
+    files: Iterable[StoredFile], rule: ImageRule, percentiles: tuple[float, float] = PERCENTILES
 ) -> tuple[tuple[float, float], ...]:
     """Compute the `scale` of an [`ImageRule`] from percentiles of the values of all files together.
 
     All files get the same scale. If every file had its own scale, the same field would look different in every file.
-    Pixels without data and files that cannot be read are left out.
+    Pixels without data and files that cannot be read with the bands of the rule are left out.
 
     Args:
         files: The images. For large images, not all pixels are used: see `PERCENTILE_SAMPLE_PX`.
-        bands: Band numbers from 1. None: all bands.
+        rule: The rule without a scale.
         percentiles: Lower and upper percentile, 0 to 100.
 
     Returns:
@@ -371,23 +376,27 @@ def percentile_scale(
         UserImportError: rasterio is not installed.
         UserValueError: No file can be read, the files have different numbers of bands, or a band is constant.
     """
-    samples = []
+    samples, errors = [], []
     for file in files:
         try:
-            with open_raster(file, bands) as raster:
-                values = _read_masked(raster, bands)
-        except ValueError:  # the checks of the data report this file later
+            with open_raster(file, rule.bands) as raster:
+                values = rule._read_bands(file, raster, "percentiles")
+        except ValueError as error:  # the checks of the data report this file later
+            errors.append(error)
             continue
         steps = [max(1, side // PERCENTILE_SAMPLE_PX) for side in values.shape[1:]]
         thinned = values[:, :: steps[0], :: steps[1]]
         samples.append(thinned.astype(np.float32).filled(np.nan).reshape(len(values), -1))
     if not samples:
-        raise UserValueError("None of the images can be read, so there are no percentiles for `scale='percentiles'`.")
+        raise UserValueError(
+            "None of the images can be read, so there are no percentiles for `scale='percentiles'`."
+            + "".join(f" {error}" for error in errors[:1])
+        )
     counts = sorted({len(values) for values in samples})
     if len(counts) != 1:
         raise UserValueError(
             f"The images have different numbers of bands: {counts}. Name three that all of them have: "
-            "`bands=(3, 2, 1)`."
+            "`bands=(1, 1, 1)`, which shows band 1 in grey."
         )
     return percentile_ranges(np.concatenate(samples, axis=1), percentiles)
 
@@ -419,12 +428,101 @@ def percentile_ranges(
     return tuple((low, high) for low, high in ranges)
 
 
+def _check_8_bit(file: StoredFile, image: Image.Image):
+    """Check that Pillow has opened an 8-bit image, and has not reduced its values to 8 bits.
+
+    Raises:
+        UserValueError: It is another image. The message names the bands and the scale to choose.
+    """
+    is_reduced = any(";16" in str(tile[-1]) for tile in getattr(image, "tile", ()))
+    if image.mode in ("RGB", "RGBA", "L", "LA", "P", "PA", "1") and not is_reduced:
+        metadata = str(getattr(image, "tag_v2", {}).get(GDAL_METADATA, ""))
+        if 'role="description"' in metadata or 'role="colorinterp"' in metadata:
+            _check_raster(file, must_choose=False)  # the bands may have another order than red, green, blue
+        return
+    if image.mode in PILLOW_TYPES or is_reduced:
+        _check_raster(file)
+        try:  # rasterio is not installed
+            check_bands(_bands_of_pillow(image), str(file))
+        except BandsError as error:
+            raise _with_remedy(error, f"{error} {NEEDS_RASTERIO}") from error
+    raise UserValueError(f"{file} {_describe_image(image)}; expected 8-bit RGB. Save it as RGB.")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an 8-bit image to RGB. Pixels that are fully transparent become black."""
+    if "A" not in image.getbands():
+        return image.convert("RGB")
+    black = Image.new("RGB", image.size)
+    black.paste(image.convert("RGB"), mask=image.getchannel("A").point(lambda alpha: 255 * (alpha > 0)))
+    return black
+
+
+def _with_remedy(error: BandsError, message: str) -> BandsError:
+    """Return the same error with another message."""
+    changed = BandsError(message)
+    changed.problem = error.problem
+    return changed
+
+
+def _check_raster(file: StoredFile, must_choose: bool = True):
+    """Check a file with rasterio. No error: rasterio cannot open it, or is not installed.
+
+    Args:
+        file: The file.
+        must_choose: Pillow cannot read it as 8-bit RGB, so it is always an error.
+
+    Raises:
+        BandsError: The file is a raster. The message names the bands and the scale to choose.
+        TooLargeError: The file is too large to be read.
+    """
+    try:
+        with open_raster(file) as raster:
+            _check_real(file, raster)
+            check_bands(_bands_of(raster), str(file), must_choose=must_choose)
+    except (BandsError, TooLargeError):
+        raise
+    except (ImportError, ValueError):
+        return
+
+
+def _check_real(file: StoredFile, raster):
+    if any(dtype.startswith("complex") for dtype in raster.dtypes):
+        raise BandsError(f"{file} holds complex numbers; expected real numbers. {REPLACE_FILE}")
+
+
+def _bands_of(raster) -> RasterBands:
+    """Return what a raster tells about its bands."""
+
+    def sample(bands: Bands) -> np.ndarray:
+        shape = (len(bands), min(raster.height, DESCRIBED_PX), min(raster.width, DESCRIBED_PX))
+        values = raster.read(list(bands), out_shape=shape, masked=True)
+        values = np.abs(values) if values.dtype.kind == "c" else values  # complex numbers are only described
+        values = values.astype(np.float32).filled(np.nan)
+        values[~np.isfinite(values)] = np.nan
+        return values.reshape(len(bands), -1)
+
+    return RasterBands.of(raster, sample)
+
+
+def _bands_of_pillow(image: Image.Image) -> RasterBands:
+    """Return what Pillow tells about the bands of an image of more than 8 bits."""
+    names = image.getbands() if image.mode not in PILLOW_TYPES else ("",)
+    names = tuple({"R": "red", "G": "green", "B": "blue", "A": "alpha"}.get(name, "") for name in names)
+    # Pillow reduces several bands of 16 bits to 8 bits. Their values are then known approximately.
+    factor = 1 if image.mode in PILLOW_TYPES else 257
+    values = np.asarray(image).astype(np.float32).reshape(-1, len(names)).T * factor
+    dtypes = (PILLOW_TYPES.get(image.mode, "uint16"),) * len(names)
+    return RasterBands(
+        dtypes, names, tuple(name or None for name in names), lambda bands: values[[band - 1 for band in bands]]
+    )
+
+
 def _describe_image(image: Image.Image) -> str:
     """Describe the content of an image that Pillow has opened."""
-    types = {"I": "int32", "I;16": "uint16", "I;16B": "uint16", "F": "float32"}
-    if image.mode in types:
+    if image.mode in PILLOW_TYPES:
         low, high = np.asarray(image).min(), np.asarray(image).max()
-        return f"has the PIL mode '{image.mode}' (1 band of {types[image.mode]}, values {low:g} to {high:g})"
+        return f"has the PIL mode '{image.mode}' (1 band of {PILLOW_TYPES[image.mode]}, values {low:g} to {high:g})"
     return f"has the PIL mode '{image.mode}' ({len(image.getbands())} bands of uint8)"
 
 
@@ -436,29 +534,9 @@ def _describe_raster(file: StoredFile) -> str | None:
     """
     try:
         with open_raster(file) as raster:
-            bands = raster.indexes[:DESCRIBED_BANDS]
-            shape = (len(bands), min(raster.height, DESCRIBED_PX), min(raster.width, DESCRIBED_PX))
-            return _describe_bands(_filled(raster.read(list(bands), out_shape=shape, masked=True)), raster.count)
+            found = _bands_of(raster)
+            return found.describe(found.sample(found.image_bands[:3]))
     except TooLargeError:
         raise
     except (ImportError, ValueError):
         return None
-
-
-def _describe_bands(values: np.ndarray, num_bands: int) -> str:
-    """Describe bands. `values` may be a sample of some bands and pixels."""
-    low, high = (np.nanmin(values), np.nanmax(values))
-    return f"{num_bands} band{'s' * (num_bands > 1)} of {values.dtype}, values {low:g} to {high:g}"
-
-
-def _band_remedy(mode: str | None = None) -> str:
-    """Return a sentence with the options for a file that is not 8-bit RGB. `mode` is its PIL mode, if it has one."""
-    needs = "(needs rasterio: pip install 'co2s_hf[scenes]')."
-    if mode in ("RGBA", "RGBX", "CMYK"):
-        return f"Leave the fourth band out: `bands=(1, 2, 3)` {needs}"
-    if mode in ("LA", "La"):
-        return f"Leave the second band out: `bands=(1, 1, 1)` {needs}"
-    scale = "the values that become 0 and 255: `scale=((0, 3000),)`, or `scale='percentiles'`"
-    if mode in ("I", "I;16", "I;16B", "F"):
-        return f"Choose {scale} {needs}"
-    return f"Choose the bands for red, green and blue: `bands=(4, 3, 2)`, and {scale} {needs}"

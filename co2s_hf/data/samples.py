@@ -14,6 +14,7 @@ from datasets import Image as ImageColumn
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..utils.files import check_decoded
 from ..utils.seeding import (
     LABELED_STREAM,
     RARE_CLASS_STREAM,
@@ -22,11 +23,12 @@ from ..utils.seeding import (
     WARM_UP_STREAM,
     random_generator,
 )
-from .reading import IGNORE, ImageRule, LabelRule, StoredFile, base_scale
+from .reading import IGNORE, ImageRule, LabelRule, StoredFile, base_scale, percentile_scale
 from .views import SCALE_RANGE, Geometry, draw_appearance, draw_cutmix_box
 
 
 ROWS_PER_READ = 64  # rows that are read from a table together, which is ten times as fast as row by row
+NUM_SCALED = 200  # largest number of images that percentiles are computed from
 RARE_CLASS_CROPS, RARE_CLASS_SHARE = 10, 0.01  # crops to try; share of the view that the class should cover
 FEATURES = Features({"image": ImageColumn(decode=False), "label": ImageColumn(decode=False), "row": Value("string")})
 
@@ -87,7 +89,11 @@ class Samples(Sequence):
             images: Paths of the images.
             labels: Path of the label map of each image, or None.
             rules: `image_rule` and `label_rule`.
+
+        Raises:
+            UserValueError: A path cannot be decoded, see [`check_decoded`].
         """
+        check_decoded(path for path in (*images, *labels) if path is not None)
         columns = {"image": list(images), "label": list(labels), "row": [""] * len(images)}
         return cls(Table.from_dict(columns, features=FEATURES), **rules)
 
@@ -122,6 +128,12 @@ class Samples(Sequence):
     def select(self, indices: Sequence[int]) -> "Samples":
         """Return the samples at these indices, in this order."""
         return replace(self, table=self.table.select(indices))
+
+    def percentile_rule(self) -> ImageRule:
+        """Return the rule of the images with a scale from their percentiles, see [`percentile_scale`]."""
+        places = np.linspace(0, len(self) - 1, min(len(self), NUM_SCALED)).astype(int).tolist()
+        rule = self.image_rule
+        return replace(rule, scale=percentile_scale((self[place].image for place in places), rule))
 
     def files(self, column: Literal["image", "label"]) -> Iterator[StoredFile | None]:
         """Iterate over the files of one column without reading the other column."""

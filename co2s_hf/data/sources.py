@@ -10,9 +10,10 @@ import numpy as np
 
 from ..model.configuration_co2s import Co2SConfig
 from ..utils.errors import UserValueError
-from .listings import ClassDescription, list_samples, read_classes
+from .block_sets import BlockCut, BlockSets, choose_block_px, draw_block_sets
+from .listings import ClassDescription, Listing, list_samples, read_classes
 from .options import IGNORE, PERCENTILES_SCALE, DataOptions, label_ranges
-from .reading import ImageRule, LabelRule, open_image, percentile_scale
+from .reading import ImageRule, LabelRule, open_image
 from .samples import Samples
 from .splits import SPLITS, Line, draw_labeled, draw_validation, hash_labels, hash_lists
 from .validation.checks import (
@@ -25,9 +26,6 @@ from .validation.checks import (
     remedy_for_soft_masks,
 )
 from .validation.scan import LabelFacts, scan_images, scan_labels
-
-
-NUM_SCALED = 200  # largest number of images that percentiles are computed from
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,10 @@ class Source:
         scans: "labeled", "unlabeled" and "validation" -> facts about their files.
         findings: Warnings. Errors are raised by [`open_source`].
         lists: The sets as lists that `splits_dir` can read.
+        read_rule: Rule by which the original image files were read. The samples have the same one, unless they are
+            blocks.
+        block_px: Side in pixels of the blocks, if the samples are blocks of the original images. None: they are
+            images.
     """
 
     labeled: Samples
@@ -55,6 +57,8 @@ class Source:
     scans: dict[str, Scans]
     findings: tuple[Finding, ...]
     lists: dict[str, list[Line]]
+    read_rule: ImageRule
+    block_px: int | None = None
 
     @property
     def hash(self) -> str:
@@ -89,6 +93,9 @@ def open_source(
     config: Co2SConfig | None = None,
     needed: Sequence[str] = SPLITS,
     with_labels: bool = True,
+    may_be_empty: Collection[str] = (),
+    listing: Listing | None = None,
+    cut: BlockCut | None = None,
 ) -> Source:
     """List, draw and check the sets of a data source.
 
@@ -105,6 +112,10 @@ def open_source(
             [`_names_of_model`].
         needed: Sets that must not be empty. Only files of these sets are checked.
         with_labels: Check the label maps of labelled and validation images. False: the images are only predicted.
+        may_be_empty: Needed sets that may be empty nevertheless.
+        listing: What [`list_samples`] returned, if it was called before.
+        cut: How to cut images into blocks when sets are drawn. The samples are then blocks. None: an image is in one
+            set as a whole.
 
     Raises:
         UserFileNotFoundError: A folder or a list is missing.
@@ -114,28 +125,29 @@ def open_source(
     """
     options = replace(options)
     options.fill()
-    listing = list_samples(options)
+    listing = list_samples(options) if listing is None else listing
     description = listing.description if options.label_colors is None else read_classes(Path(options.label_colors))
     rules = {
         "image_rule": image_rule(options, config),
         "label_rule": _label_rule(options, listing.label_rule, description),
     }
-    sets = {name: replace(samples, **rules) for name, samples in listing.sets.items()}
-    if listing.pool is not None:
-        sets = _draw(replace(listing.pool, **rules), listing.root, sets, options, seed, progress)
-    sets = {name: sets.get(name, Samples.of_files([], [], **rules)) for name in SPLITS}
-    if options.scale == PERCENTILES_SCALE:
-        sets = _with_percentiles(sets)
+    listing = listing.with_rules(**rules)
+    blocks = _block_sets(listing, options, seed, progress, cut)
+    if blocks is None:
+        sets, root = _sets_of_images(listing, options, seed, progress, rules), listing.root
+    else:
+        sets, root = blocks.sets, str(cut.folder)
     label_sets = ["labeled", "validation"] if with_labels else []
     label_sets += ["unlabeled"] if with_hidden_labels else []
-    scans = _scan(sets, needed, label_sets, progress)
+    scans = _scan(sets, needed, label_sets, progress, {} if blocks is None else blocks.origins)
     if options.class_names:
         description = description.renamed(options.class_names)
     names, doubts = description.names, []
     if not names:
         names, doubts = (_count_classes(scans), []) if config is None else _names_of_model(config, sets, scans)
     id2label = dict(enumerate(names))
-    findings = [*listing.findings, *doubts, *check(scans, id2label, rules["label_rule"].ignore_index, needed)]
+    required = [name for name in needed if name not in may_be_empty]
+    findings = [*listing.findings, *doubts, *check(scans, id2label, rules["label_rule"].ignore_index, required)]
     findings = merge_findings(findings)
     if options.dataset is not None:  # the paper's lists are used as they are
         findings = [replace(f, is_warning=True) if f.kind == "images in two places" else f for f in findings]
@@ -147,8 +159,34 @@ def open_source(
         class_concepts=description.concepts,
         scans=scans,
         findings=tuple(findings),
-        lists={name: _lines_of(sets[name], listing.root) for name in SPLITS},
+        lists={name: _lines_of(sets[name], root) for name in SPLITS},
+        read_rule=sets["labeled"].image_rule if blocks is None else blocks.read_rule,
+        block_px=None if blocks is None else blocks.block_px,
     )
+
+
+def _block_sets(
+    listing: Listing, options: DataOptions, seed: int, progress: bool, cut: BlockCut | None
+) -> BlockSets | None:
+    """Return the sets if they are drawn in blocks."""
+    block_px = None if cut is None else choose_block_px(cut, listing.pool, listing.sets, options)
+    if block_px is None:
+        return None
+    return draw_block_sets(cut, block_px, listing.pool, listing.sets, options, seed, progress)
+
+
+def _sets_of_images(
+    listing: Listing, options: DataOptions, seed: int, progress: bool, rules: dict
+) -> dict[str, Samples]:
+    """Return the sets of whole images. Missing sets are drawn; they are empty if nothing can be drawn."""
+    sets = listing.sets
+    if listing.pool is not None:
+        sets = _draw(listing.pool, listing.root, sets, options, seed, progress)
+    sets = {name: sets.get(name, Samples.of_files([], [], **rules)) for name in SPLITS}
+    if options.scale == PERCENTILES_SCALE:
+        rule = (sets["labeled"] + sets["unlabeled"]).percentile_rule()
+        sets = {name: replace(samples, image_rule=rule) for name, samples in sets.items()}
+    return sets
 
 
 def image_rule(options: DataOptions, config: Co2SConfig | None = None) -> ImageRule:
@@ -158,7 +196,8 @@ def image_rule(options: DataOptions, config: Co2SConfig | None = None) -> ImageR
     """
     if config is not None and options.bands is None and options.scale is None:
         return ImageRule.of_config(config)
-    return ImageRule(options.bands, None if options.scale == PERCENTILES_SCALE else options.scale)
+    rule = ImageRule.of_options(options.bands, options.scale)
+    return replace(rule, scale=None) if options.scale == PERCENTILES_SCALE else rule
 
 
 def _label_rule(options: DataOptions, default: LabelRule, description: ClassDescription) -> LabelRule:
@@ -182,23 +221,25 @@ def _label_rule(options: DataOptions, default: LabelRule, description: ClassDesc
     )
 
 
-def _with_percentiles(sets: dict[str, Samples]) -> dict[str, Samples]:
-    """Compute one scale from the training images and set it in the rule of all sets."""
-    training = sets["labeled"] + sets["unlabeled"]
-    places = np.linspace(0, len(training) - 1, min(len(training), NUM_SCALED)).astype(int).tolist()
-    rule = training.image_rule
-    rule = replace(rule, scale=percentile_scale((training[place].image for place in places), rule.bands))
-    return {name: replace(samples, image_rule=rule) for name, samples in sets.items()}
-
-
 def _scan(
-    sets: dict[str, Samples], needed: Collection[str], label_sets: Collection[str], progress: bool
+    sets: dict[str, Samples],
+    needed: Collection[str],
+    label_sets: Collection[str],
+    progress: bool,
+    origins: dict[str, str],
 ) -> dict[str, Scans]:
-    """Decode the images of the needed sets, and the label maps of those that are also in `label_sets`."""
+    """Decode the images of the needed sets, and the label maps of those that are also in `label_sets`.
+
+    `origins` has the names of files for messages, if they are not the names of the files themselves.
+    """
+
+    def named(scanned: list) -> list:
+        return [facts and replace(facts, name=origins.get(facts.name, facts.name)) for facts in scanned]
+
     return {
         name: Scans(
-            scan_images(samples, progress) if name in needed else [],
-            scan_labels(samples, progress) if name in needed and name in label_sets else None,
+            named(scan_images(samples, progress)) if name in needed else [],
+            named(scan_labels(samples, progress)) if name in needed and name in label_sets else None,
         )
         for name, samples in sets.items()
     }

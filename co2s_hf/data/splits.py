@@ -1,15 +1,16 @@
 """Labelled, unlabelled and validation sets: draw them from a seed, read and write them as text files."""
 
 import hashlib
+import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 from ..utils.errors import UserFileNotFoundError, UserValueError
 from ..utils.files import write_json, write_text
 from ..utils.seeding import SPLIT_STREAM, random_generator
-from .image_files import CONTROL_CHARACTERS
+from .image_files import CONTROL_CHARACTERS, LONGEST_NAME, StoredFile
 
 
 SPLITS = ("labeled", "unlabeled", "validation")
@@ -39,14 +40,14 @@ def read_list(path: Path, label_needed: bool) -> list[Line]:
         UserValueError: The list is not UTF-8 text, is empty, has a malformed line, or has a name that is not below the
             data folder.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         raise UserFileNotFoundError(
             f"'{path}' is missing. Write one 'images/NAME labels/NAME' per line into it, or draw the sets: "
             "`labeled_fraction=0.125`."
         )
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = StoredFile(str(path)).read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
         raise UserValueError(f"{path} cannot be read as UTF-8 text: {error}. Replace the list.") from error
     lines = []
     for number, line in enumerate(text.split("\n"), start=1):  # str.splitlines would also split at control characters
@@ -78,6 +79,8 @@ def _line_problem(line: str, label_needed: bool) -> str | None:
         parts = name.replace("\\", "/").split("/")
         if not parts[0] or ":" in parts[0]:  # /a.png, //server/a.png, C:/a.png, and addresses such as https://a/b.png
             return f"'{name:.200}' is an absolute path or an address. {expected}"
+        if any(len(os.fsencode(part)) > LONGEST_NAME for part in parts):
+            return f"'{name:.200}...' has {len(name)} characters, more than the name of a file can have. {expected}"
         if parts[0].startswith("~"):
             return f"'{name:.200}' begins with '~', which stands for a home folder. {expected}"
         if ".." in (part.strip() for part in parts):  # Windows ignores spaces at the end of a part
@@ -125,7 +128,11 @@ def _hash(names: dict[str, list[str]]) -> str:
 
 
 def draw_validation(
-    classes: Sequence[frozenset[int]], groups: Sequence[str], fraction: float, seed: int
+    classes: Sequence[frozenset[int]],
+    groups: Sequence[Hashable],
+    fraction: float,
+    seed: int,
+    order: Sequence[int] | None = None,
 ) -> tuple[list[int], list[int]]:
     """Draw whole groups for validation until they contain enough samples.
 
@@ -137,19 +144,21 @@ def draw_validation(
         groups: Group of each sample, such as neighbouring images. A group is drawn as a whole or not at all.
         fraction: Share of the samples to draw, above 0 and up to 1.
         seed: Seed of the draw.
+        order: Order in which the groups are drawn, as indices of the groups. None: a random order.
 
     Returns:
         Indices of the validation samples, and indices of the other samples.
     """
-    members: dict[str, list[int]] = {}
+    members: dict[Hashable, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
     names = list(members)
-    order = [names[place] for place in random_generator(seed, SPLIT_STREAM, 0).permutation(len(names))]
+    if order is None:
+        order = random_generator(seed, SPLIT_STREAM, 0).permutation(len(names))
     remaining = Counter(index for present in classes for index in present)
     wanted = max(1, round(fraction * len(classes)))
     held_out, skipped = [], []
-    for group in order:
+    for group in (names[place] for place in order):
         if len(held_out) >= wanted:
             break
         taken = Counter(index for member in members[group] for index in classes[member])
@@ -164,7 +173,9 @@ def draw_validation(
     return held_out, [index for index in range(len(classes)) if index not in chosen]
 
 
-def draw_labeled(classes: Sequence[frozenset[int]], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def draw_labeled(
+    classes: Sequence[frozenset[int]], fraction: float, seed: int, order: Sequence[int] | None = None
+) -> tuple[list[int], list[int]]:
     """Draw the samples that keep their labels.
 
     Samples of the rarest classes are drawn first, so that every class is labelled if enough samples are drawn.
@@ -173,11 +184,13 @@ def draw_labeled(classes: Sequence[frozenset[int]], fraction: float, seed: int) 
         classes: Class indices in the label map of each sample.
         fraction: Share of the samples to draw, above 0 and up to 1.
         seed: Seed of the draw.
+        order: Order in which the samples are drawn, as indices. None: a random order.
 
     Returns:
         Indices of the labelled samples, and indices of the other samples.
     """
-    order = random_generator(seed, SPLIT_STREAM, 1).permutation(len(classes)).tolist()
+    if order is None:
+        order = random_generator(seed, SPLIT_STREAM, 1).permutation(len(classes)).tolist()
     wanted = max(1, round(fraction * len(classes)))
     frequency = Counter(index for present in classes for index in present)
     chosen: dict[int, None] = {}

@@ -1,6 +1,6 @@
-"""The options of [`segment_scene`]: how a scene is read, predicted and written. This module needs no rasterio."""
+"""The options of [`segment_scene`], and of polygons as labels. This module needs no rasterio."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +9,9 @@ from ..utils.ranges import check_above_zero, check_ranges
 
 
 VECTOR_SUFFIXES = (".gpkg", ".geojson", ".parquet")
+LABEL_SUFFIXES = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".parquet")  # of polygons that are labels
+IGNORE_CLASS = "ignore"  # name for pixels without a class, in `background` and `class_map`
+WHOLE_AREA = "all"  # `labeled_area` if all rasters were labelled completely
 SCORE_DTYPES = ("uint8", "float32")
 
 
@@ -75,3 +78,82 @@ class SceneOptions:
         if self.vector in VECTOR_SUFFIXES:
             return destination.with_suffix(self.vector)
         return None if self.vector is None else Path(self.vector)
+
+
+@dataclass
+class VectorLabelOptions:
+    """Which polygons are the labels of rasters, and what the pixels between them are.
+
+    Args:
+        vector_labels: Vector files with the features (.gpkg, .geojson, .json, .shp, .fgb or .parquet).
+        class_column: Column with the class of each feature.
+        layer: Layer of each GeoPackage. None: its only layer with geometries.
+        class_map: Value of the column -> class. Several values may be one class. The class "ignore" marks features
+            whose pixels have no class. None: each value is a class.
+        priority: Classes, the most important one first. Where polygons overlap, the first of their classes wins. The
+            classes that are left out follow in their own order, the background as the last one. None: no class is
+            named.
+        all_touched: Label all pixels that a polygon touches, instead of those whose centre it covers.
+        buffer_m: Points and lines label all pixels up to this distance on the ground, in metres. Lines are therefore
+            twice as wide.
+        labeled_area: Vector file with polygons of the area in which everything was labelled: pixels there that no
+            feature covers are `background`, and pixels outside have no class. "all": the whole rasters.
+        labeled_area_layer: Layer of `labeled_area`, if it is a GeoPackage with several layers.
+        background: Class of pixels in the labelled area that no feature covers. "ignore": they have no class. None:
+            "background" if `labeled_area` is given; else the features must cover the rasters.
+
+    Raises:
+        UserValueError: A value is not allowed, or has no effect.
+    """
+
+    vector_labels: list[str] | None = None
+    class_column: str | None = None
+    layer: str | None = None
+    class_map: dict[str, str] | None = None
+    priority: list[str] | None = None
+    all_touched: bool = False
+    buffer_m: float | None = None
+    labeled_area: str | None = None
+    labeled_area_layer: str | None = None
+    background: str | None = None
+
+    def __post_init__(self):
+        self._check_files()
+        check_above_zero(self, "buffer_m")
+        if self.class_map is not None and not self.class_map:
+            raise UserValueError("`class_map` is empty. Map every value: `class_map={'Haus': 'building'}`.")
+        for value, name in (self.class_map or {}).items():
+            if not (value.strip() and name.strip()):
+                raise UserValueError(f"`class_map` maps '{value}' to '{name}'; neither may be empty.")
+        for name in self.priority or ():
+            if self.priority.count(name) > 1:
+                raise UserValueError(f"`priority` names the class '{name}' twice. Keep one of them.")
+
+    def _check_files(self):
+        """Check the names of the files, and convert paths to text."""
+        self.labeled_area = None if self.labeled_area is None else str(self.labeled_area)
+        self.vector_labels = [str(path) for path in self.vector_labels or ()] or None
+        if self.vector_labels is None:
+            given = [f.name for f in fields(self) if getattr(self, f.name) not in (None, False)]
+            if given:
+                raise UserValueError(f"`{given[0]}` goes with `vector_labels`, which names the files of the polygons.")
+            return
+        area = [] if self.labeled_area in (None, WHOLE_AREA) else [self.labeled_area]
+        for option, files, layer in (
+            ("vector_labels", self.vector_labels, "layer"),
+            ("labeled_area", area, "labeled_area_layer"),
+        ):
+            suffixes = [Path(path).suffix.lower() for path in files]
+            for path, suffix in zip(files, suffixes):
+                if suffix not in LABEL_SUFFIXES:
+                    expected = f"{', '.join(LABEL_SUFFIXES[:-1])} or {LABEL_SUFFIXES[-1]}"
+                    or_all = ", or 'all'" if option == "labeled_area" else ""
+                    raise UserValueError(
+                        f"`{option}` is '{path}'; expected a file that ends in {expected}{or_all}. Other formats, and "
+                        "files in archives: `ogr2ogr OUT.gpkg IN`."
+                    )
+            if getattr(self, layer) is not None and ".gpkg" not in suffixes:
+                raise UserValueError(
+                    f"`{layer}` is '{getattr(self, layer)}', but no file of `{option}` is a GeoPackage. Leave "
+                    f"`{layer}` out: the other formats have one layer."
+                )

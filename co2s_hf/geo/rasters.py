@@ -8,7 +8,9 @@ not nodata, not transparent and not NaN.
 """
 
 import itertools
+import math
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from ..data.bands import RasterBands, Scale, check_bands, resolve_bands
 from ..data.image_files import StoredFile, check_blocks, check_names_no_file, raster_driver
 from ..data.reading import ImageRule, percentile_ranges
 from ..utils.errors import UserValueError
@@ -39,7 +42,6 @@ GDAL_OPTIONS = {
     "GDAL_HTTP_RETRY_DELAY": "1",
     "GDAL_VRT_ENABLE_PYTHON": "NO",  # a mosaic may contain a program
 }
-LISTED_BANDS = 30  # an error lists the bands of a scene up to this number
 # Suffix -> GDAL's driver. Any driver may open a raster with another suffix, and GDAL's names of a part of a file.
 DRIVERS = {
     ".tif": "GTiff",
@@ -69,6 +71,9 @@ def open_scene(source: str) -> rasterio.DatasetReader:
         UserValueError: The raster, or a file beside it, names other files, or has blocks that are too large.
     """
     if is_local(source):
+        mode = os.stat(source).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening it could wait forever
+            raise UserValueError(f"{source} is no file, but a pipe or a device. Replace it.")
         check_beside(source)
     # A Path is opened as a file. Text could be one of GDAL's own names, also if a file has that name.
     raster = rasterio.open(Path(source) if is_local(source) else source, driver=_driver(source))
@@ -118,21 +123,32 @@ class SceneRaster:
 
     Args:
         source: Path or address that GDAL opens.
-        bands: Numbers, from 1, of the bands for red, green and blue. None: all bands except transparency.
+        bands: Numbers, from 1, of the bands for red, green and blue, or the name of a preset of data/bands.py. None:
+            all bands except transparency.
         resample_to_m: Ground sampling distance to read at, in metres. None: that of the scene.
+        scale: As in [`ImageRule`], or "percentiles": the percentiles of this scene. None: that of the preset.
 
     Attributes:
         grid: Pixel grid of the scene.
         read_grid: Pixel grid of `read`: `grid`, or the grid with pixels of `resample_to_m`.
         dtype: Common type of the bands.
         tags: Metadata of the file.
+        nodata: Value of pixels without data. None: there is no such value.
+        num_bands: Number of bands of the file.
 
     Raises:
-        UnreadableScene: The scene cannot be opened, has no bands or no coordinate system, or lacks one of `bands`.
+        UnreadableScene: The scene cannot be opened, or has no bands or no coordinate system.
+        BandsError: The scene lacks one of `bands`, or has not the bands of the preset.
         UserValueError: `resample_to_m` is given, and the coordinates cannot be converted to metres.
     """
 
-    def __init__(self, source: str, bands: tuple[int, ...] | None = None, resample_to_m: float | None = None):
+    def __init__(
+        self,
+        source: str,
+        bands: tuple[int, ...] | str | None = None,
+        resample_to_m: float | None = None,
+        scale: Scale | str | None = None,
+    ):
         self.source = source
         self._local, self._opened, self._lock = threading.local(), [], threading.Lock()
         raster = self._raster()
@@ -140,24 +156,25 @@ class SceneRaster:
         gcps, gcps_crs = raster.gcps
         crs = gcps_crs if gcps else raster.crs
         self.grid = GeoGrid(raster.height, raster.width, raster.transform, crs, tuple(gcps), raster.rpcs)
-        self.tags = raster.tags()
+        self.tags, self.nodata, self.num_bands = raster.tags(), raster.nodata, raster.count
         if crs is None and raster.rpcs is None:
             raise UnreadableScene(
                 f"{self.source} has no coordinate system, so its map would have no position on Earth. Add one (`rio "
                 "edit-info --crs EPSG:32640 --transform ... FILE`), or predict the file as an image without "
                 "georeferencing: `segment_image` (on the command line `images`)."
             )
-        alpha = [number for number, kind in zip(raster.indexes, raster.colorinterp) if kind == ColorInterp.alpha]
-        self.bands = bands or tuple(number for number in raster.indexes if number not in alpha)
+        self._check_transform()
+        self._found = RasterBands.of(raster, self._sample_bands)
+        self._chosen, self._scale, self._preset = resolve_bands(bands, scale)
+        self.bands = self._chosen or self._found.image_bands
         if not self.bands:
             raise UnreadableScene(f"{self.source} has only a transparency band; expected bands with an image.")
-        if missing := [number for number in self.bands if number not in raster.indexes]:
-            raise UnreadableScene(
-                f"{self.source} holds {self.held()}. There is no band {missing[0]}. Choose three of the bands above: "
-                "`bands=(3, 2, 1)`."
-            )
+        if self._found.lacks(self._chosen, self._preset):
+            self._check_bands()
         # A band that is chosen as a colour is not used as transparency, even if GDAL marks it as such.
-        no_masks = {MaskFlags.all_valid} | ({MaskFlags.alpha} if set(self.bands) & set(alpha) else set())
+        no_masks = {MaskFlags.all_valid}
+        if not self._found.alpha_is_mask(self.bands, self._preset):
+            no_masks.add(MaskFlags.alpha)
         self._has_mask = any(not no_masks & set(raster.mask_flag_enums[number - 1]) for number in self.bands)
         self.dtype = np.result_type(*{raster.dtypes[number - 1] for number in self.bands})
         self.read_grid = self.grid
@@ -183,30 +200,43 @@ class SceneRaster:
                 f"{self.source} holds palette indices; expected colours. Convert them: `gdal_translate -expand rgb`."
             )
 
+    def _check_transform(self):
+        """Refuse a transform that gives all pixels of a row, or all pixels, one place."""
+        transform = self.grid.transform
+        if not (math.isfinite(sum(transform)) and transform.determinant):
+            raise UnreadableScene(
+                f"{self.source} has the transform {tuple(transform)[:6]}, which gives its pixels no area on Earth. "
+                "Correct it: `rio edit-info --transform ... FILE`."
+            )
+
     @property
     def step(self) -> tuple[float, float]:
         """Height and width of a pixel of `read_grid`, in pixels of the scene."""
         return self.grid.height / self.read_grid.height, self.grid.width / self.read_grid.width
 
-    def image_rule(self, scale: tuple[tuple[float, float], ...] | str | None) -> ImageRule:
+    def _check_bands(self):
+        """Check that the bands can become 8-bit RGB with the scale."""
+        check_bands(self._found, self.source, self._chosen, self._scale, self._preset, advise_percentiles=True)
+
+    def image_rule(self) -> ImageRule:
         """Return the rule that converts the bands to 8-bit RGB.
 
-        Args:
-            scale: As in [`ImageRule`]. "percentiles": the percentiles of this scene, from a sample of its pixels. If
-                no pixel is valid, there is nothing to scale, and the range is 0 to 255.
+        Percentiles are those of a sample of the pixels. If no pixel is valid, there is nothing to scale, and the range
+        is 0 to 255.
 
         Raises:
-            UserValueError: The rule does not give three bands of 8 bits. The message lists the bands of the scene.
+            BandsError: The bands and the scale do not give 8-bit RGB. The message names those to choose.
+            UserValueError: A band has no percentiles.
         """
+        self._check_bands()
+        scale = self._scale
         if scale == "percentiles":
             values = self._values_for_percentiles()
             try:
                 scale = percentile_ranges(values) if values.size else ((0, 255),)
             except ValueError as error:
                 raise UserValueError(f"{self.source}: {error}") from error
-        rule = ImageRule(self.bands, scale)
-        rule.check(self.source, self.dtype, len(self.bands), self.held)
-        return rule
+        return ImageRule(self.bands, scale)
 
     def _values_for_percentiles(self) -> np.ndarray:
         """Return the values of some pixels, (bands, pixels), NaN in a band without data.
@@ -215,44 +245,29 @@ class SceneRaster:
         are all pixels with data instead, or the first ones. No pixel: the scene has no data.
         """
         height, width, shape = self.grid.height, self.grid.width, self.sample_shape(SAMPLE_PX)
-        values = self._values(Window(0, 0, width, height), shape)
+        values = self._values(self.bands, Window(0, 0, width, height), shape)
         if values.shape[1] >= FEW_PX or shape == (height, width):
             return values
         found, num_pixels = [], 0
         for top, left in itertools.product(range(0, height, SAMPLE_PX), range(0, width, SAMPLE_PX)):
             size = min(SAMPLE_PX, height - top), min(SAMPLE_PX, width - left)
-            found.append(self._values(Window(left, top, size[1], size[0]), size))
+            found.append(self._values(self.bands, Window(left, top, size[1], size[0]), size))
             num_pixels += found[-1].shape[1]
             if num_pixels >= SAMPLE_PX**2:
                 break
         return np.concatenate(found, axis=1)
 
-    def _values(self, window: Window, shape: tuple[int, int]) -> np.ndarray:
+    def _sample_bands(self, bands: tuple[int, ...]) -> np.ndarray:
+        """Read a sample of some bands for an error message, (bands, pixels), float32, NaN for no data."""
+        return self._values(bands, Window(0, 0, self.grid.width, self.grid.height), self.sample_shape(SAMPLE_PX))
+
+    def _values(self, bands: tuple[int, ...], window: Window, shape: tuple[int, int]) -> np.ndarray:
         """Read the pixels of a window that have data in at least one band, (bands, pixels), float32."""
         with self._gdal():
-            values = self._raster().read(
-                list(self.bands), window=window, out_shape=(len(self.bands), *shape), masked=True
-            )
-        values = values.astype(np.float32).filled(np.nan).reshape(len(self.bands), -1)
+            values = self._raster().read(list(bands), window=window, out_shape=(len(bands), *shape), masked=True)
+        values = values.astype(np.float32).filled(np.nan).reshape(len(bands), -1)
         values[~np.isfinite(values)] = np.nan
         return values[:, ~np.isnan(values).all(axis=0)]
-
-    def held(self) -> str:
-        """Return a list of the bands for error messages: number, name, type and range of the values."""
-        raster, lines = self._raster(), []
-        shape = self.sample_shape(SAMPLE_PX)
-        for number in raster.indexes[:LISTED_BANDS]:
-            kind, name, dtype = (
-                facts[number - 1] for facts in (raster.colorinterp, raster.descriptions, raster.dtypes)
-            )
-            with self._gdal():
-                values = raster.read(number, out_shape=shape, masked=True).compressed()
-            values = values[np.isfinite(values)]
-            span = f"{values.min():g} to {values.max():g}" if len(values) else "no valid pixels"
-            lines.append(f"\n  band {number} ({name or kind.name}): {dtype}, {span}")
-        if raster.count > LISTED_BANDS:
-            lines.append(f"\n  and {raster.count - LISTED_BANDS} more")
-        return "".join(lines)
 
     def read(self, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
         """Read a window.

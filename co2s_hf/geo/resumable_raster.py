@@ -139,6 +139,7 @@ class ResumableRaster:
         rounding: What changes the values by rounding alone, such as the device. It may be different after a resume.
         parts: Files that the pixels are read from: name -> size and time, as JSON types. A file that an earlier run
             has found must not have changed. A file that was missing may be there now.
+        is_dry_run: Only make the checks: create nothing. Rows cannot be written then.
 
     Attributes:
         rows_done: Number of finished rows, from the top.
@@ -162,6 +163,7 @@ class ResumableRaster:
         *,
         rounding: dict | None = None,
         parts: dict | None = None,
+        is_dry_run: bool = False,
     ):
         self.destination, self.folder = destination, unfinished_folder(destination)
         self.height, self.width, self.settings = height, width, settings
@@ -169,7 +171,11 @@ class ResumableRaster:
         self.rounding, self.parts = rounding or {}, parts or {}
         before = Progress.read(self.folder)
         if before is None:
-            self._start()
+            self._progress = Progress(0, settings, dict(self.parts))
+            if is_dry_run:
+                self._check_space()
+            else:
+                self._start()
         else:
             self._continue(before, resume)
 
@@ -221,19 +227,27 @@ class ResumableRaster:
             if checksum != self._progress.checksums.get(name):
                 raise _damaged(path, "its checksum differs")
 
+    @property
+    def needed_bytes(self) -> int:
+        """Bytes on disk that the map needs at most. The final files are compressed, but possibly not much smaller, and
+        they exist at the same time as the rows."""
+        return 2 * self.height * self.width * sum(dtype.itemsize for dtype in self.planes.values())
+
+    def _check_space(self):
+        folder = self.folder.absolute().parent
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        free = shutil.disk_usage(existing).free
+        if free < self.needed_bytes:
+            raise UserOSError(
+                f"The disk of '{self.folder.parent}' has {free / 1e9:.2f} GB left; this map needs up to "
+                f"{self.needed_bytes / 1e9:.2f} GB. Free some space, or choose another destination."
+            )
+
     def _start(self):
         """Create the folder and reserve the space of all planes."""
-        self._progress = Progress(0, self.settings, dict(self.parts))
-        size = self.height * self.width * sum(dtype.itemsize for dtype in self.planes.values())
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            # The final files are compressed, but possibly not much smaller. Both exist at the same time.
-            free = shutil.disk_usage(self.folder.parent).free
-            if free < 2 * size:
-                raise UserOSError(
-                    f"The disk of '{self.folder.parent}' has {free / 1e9:.2f} GB left; this map needs up to "
-                    f"{2 * size / 1e9:.2f} GB. Free some space, or choose another destination."
-                )
+            self._check_space()
             if self.folder.exists():  # of a run that finished no row
                 shutil.rmtree(self.folder)
             self.folder.mkdir()

@@ -9,12 +9,16 @@ from urllib.parse import parse_qs, urlsplit
 
 from ..data.reading import find_images
 from ..utils.errors import UserFileNotFoundError, UserValueError
+from ..utils.files import check_decoded
 from ..utils.redaction import redact
 
 
 logger = logging.getLogger(__name__)
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img")
+# In a folder, these are no scenes: pictures rarely have a position, and the other files contain several rasters.
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+CONTAINER_SUFFIXES = (".nc", ".hdf", ".h5", ".zip")
 # A name that ends so is meant as a file. Other names with a dot may be folders, such as maps.v2.
 OTHER_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".pdf", ".svg", ".zip", ".json", ".nc", ".shp")
 OTHER_SUFFIXES += (".gpkg", ".geojson", ".parquet", ".vrt", ".jp2", ".img", ".cog")
@@ -45,8 +49,8 @@ def find_scenes(words: list[str]) -> dict[str, Path]:
     Args:
         words: Each is a file, a folder (all scenes in it and in its subfolders), a pattern such as "*.jp2", or an
             address that GDAL opens: https://..., s3://..., /vsizip/..., NETCDF:"file":variable. Addresses and files
-            are not checked here. In a folder, label maps are left out: see [`why_label_map`]. So are folders labels/
-            beside a folder images/. A warning names them.
+            are not checked here. In a folder, label maps are left out: see [`why_label_map`]. So are pictures, files
+            with several rasters, and folders labels/ beside a folder images/. Warnings name them.
 
     Returns:
         Scene -> path of its map, without a suffix and relative to the folder of all maps.
@@ -54,7 +58,7 @@ def find_scenes(words: list[str]) -> dict[str, Path]:
     Raises:
         UserFileNotFoundError: There is no scene for a word.
         UserValueError: Two scenes would have maps of the same name, or a mosaic (VRT) in a folder names rasters
-            outside this folder.
+            outside this folder, or a name cannot be decoded.
     """
     scenes: dict[str, Path] = {}
     for word in words:
@@ -82,6 +86,7 @@ def find_scenes(words: list[str]) -> dict[str, Path]:
                 f"'{word}' matches no file; expected an existing file or folder, a pattern, or an address."
             )
         scenes |= found
+    check_decoded(scenes)
     names: dict[Path, str] = {}
     for scene, name in scenes.items():
         if names.setdefault(name, scene) != scene:
@@ -96,13 +101,34 @@ def _scenes_of_folder(folder: Path) -> list[Path]:
     from .label_maps import why_label_map  # needs rasterio
 
     scenes = []
-    for path in find_images(folder, RASTER_SUFFIXES, leave_out_labels=True):
+    found = find_images(folder, RASTER_SUFFIXES + PICTURE_SUFFIXES + CONTAINER_SUFFIXES, leave_out_labels=True)
+    check_decoded(map(str, found))
+    _warn_of_other_files(folder, found)
+    for path in (path for path in found if path.suffix.lower() in RASTER_SUFFIXES):
         _check_mosaics([path], folder)
         if (reason := why_label_map(path)) is None:
             scenes.append(path)
         else:
             logger.warning(f"'{path}' is left out, because it {reason}. If it is a scene, name the file itself.")
     return scenes
+
+
+def _warn_of_other_files(folder: Path, paths: list[Path]):
+    """Say which files of a folder are no scenes, and how to predict them.
+
+    A picture beside a raster of the same name is not counted: it shows the raster, as a quick-look does.
+    """
+    rasters = {path.with_suffix("") for path in paths if path.suffix.lower() in RASTER_SUFFIXES}
+    reasons = {
+        PICTURE_SUFFIXES: f"pictures have no position on Earth. To predict them as images: `images=['{folder}']`.",
+        CONTAINER_SUFFIXES: "such a file may contain several rasters. Name one of them, such as NETCDF:file.nc:band.",
+    }
+    for suffixes, reason in reasons.items():
+        left_out = [path for path in paths if path.suffix.lower() in suffixes and path.with_suffix("") not in rasters]
+        if left_out:
+            listed = ", ".join(sorted({path.suffix.lower() for path in left_out}))
+            count = "1 file is" if len(left_out) == 1 else f"{len(left_out)} files are"
+            logger.warning(f"{count} left out of '{folder}' ({listed}): {reason}")
 
 
 def _check_mosaics(paths: Iterable[Path], folder: Path):

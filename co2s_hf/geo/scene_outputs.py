@@ -20,7 +20,7 @@ from ..data.reading import ImageRule
 from ..model.configuration_co2s import Co2SConfig
 from ..utils.errors import UserError, UserFileExistsError, UserOSError, UserValueError
 from ..utils.figures import draw_scene_map, palette_or_default
-from ..utils.files import clean, flush, written_file
+from ..utils.files import check_writable, clean, flush, written_file
 from .georeferencing import GroundPixels
 from .maps import FULL, NODATA, MapBand, strips, write_class_names, write_map
 from .options import SceneOptions
@@ -107,13 +107,14 @@ def check_no_shared_files(maps: dict[str, Path], options: SceneOptions):
                 )
 
 
-def check_destinations(source: str, paths: dict[str, Path], resume: bool):
+def check_destinations(source: str, paths: dict[str, Path], resume: bool, is_dry_run: bool = False):
     """Create the folders of the files, and check that nothing would be overwritten.
 
     Args:
         source: The scene.
         paths: The files of its map, from [`output_paths`].
         resume: The files may exist if the map also exists, or if a run was killed while it moved them there.
+        is_dry_run: Only check: create no folder, and leave what killed runs left.
 
     Raises:
         UserValueError: A file is the scene itself.
@@ -127,15 +128,23 @@ def check_destinations(source: str, paths: dict[str, Path], resume: bool):
             raise UserValueError(f"'{path}' is the scene itself. Choose another destination.")
         if path.is_dir():
             raise UserOSError(f"'{path}' is a folder; expected the name of a file.")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise file_error(error, path.parent) from error
-        if not os.access(path.parent, os.W_OK):  # checked now, because writing begins after the prediction
-            raise UserOSError(f"'{path.parent}' cannot be written. Change its permissions, or choose another folder.")
-        clean(path.parent)
+        if is_dry_run:
+            check_writable(path.parent, "Choose another folder.")
+        else:
+            _make_folder(path.parent)
         if not is_complete:
             _check_free(path, paths["map"], resume)
+
+
+def _make_folder(folder: Path):
+    """Create a folder for files of a map, check that it can be written, and clean up what killed runs left there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise file_error(error, folder) from error
+    if not os.access(folder, os.W_OK):  # checked now, because writing begins after the prediction
+        raise UserOSError(f"'{folder}' cannot be written. Change its permissions, or choose another folder.")
+    clean(folder)
 
 
 def _check_free(path: Path, destination: Path, resume: bool = True):

@@ -23,6 +23,7 @@ from ..utils.errors import UserError, UserImportError, UserValueError
 try:
     import rasterio
 
+    from .georeferencing import GeoGrid
     from .maps import NODATA, quantized
     from .rasters import GDAL_OPTIONS, SceneRaster, UnreadableScene
     from .scene_identity import SceneIdentity, failures_remembered
@@ -39,9 +40,10 @@ except ImportError as error:
     raise UserImportError(
         f"Scenes need further libraries ({error}). Install them: pip install 'co2s_hf[scenes]'."
     ) from error
+from ..data.bands import resolve_bands
 from ..data.reading import ImageRule
 from ..inference.images import fused_logits, fused_students, window_side
-from ..inference.windows import JoinedPiece, Window, WindowGrid, joined_pieces
+from ..inference.windows import JoinedPiece, Window, WindowGrid, joined_pieces, precision
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import Co2SForSemanticSegmentation
 from .options import SceneOptions
@@ -64,7 +66,7 @@ def segment_scene(
     *,
     crop_size: int | None = None,
     flip: bool = False,
-    bands: tuple[int, int, int] | None = None,
+    bands: tuple[int, int, int] | str | None = None,
     scale: tuple[float, float] | tuple[tuple[float, float], ...] | str | None = None,
     resume: bool = False,
     show_progress: bool = True,
@@ -75,7 +77,8 @@ def segment_scene(
     With `resume`, a run continues after the finished rows of an interrupted run. These settings must be the same,
     because they change the values of the map: the scene, the model, its precision and fusion, `crop_size`,
     `overlap_px`, `blend`, `flip`, `bands`, `scale`, `resample_to`, `save_probabilities` and `score_dtype`. bfloat16 is
-    another precision than float32: it changes labels. These settings may differ, because they change values by
+    another precision than float32: it changes labels, whether the model computes in it within `torch.autocast` or has
+    weights of that type. These settings may differ, because they change values by
     rounding alone: the device, `windows_per_batch`, and the numbers of threads and processes. If several devices or
     batch sizes made a map, its tag CO2S_RUNS lists the first row of each (a row of the grid in the tag CO2S_GRID).
     `cog`, `vector`, `min_area_m2`, `simplify_m` and `save_confidence` may also differ, because these files are made
@@ -88,8 +91,9 @@ def segment_scene(
     address, some of its pixels are compared instead.
 
     Args:
-        model: Model in evaluation mode, on its device and in its precision. Its configuration contains the fusion of
-            the students.
+        model: Model in evaluation mode, on its device. Its configuration contains the fusion of the students. For
+            bfloat16 as in `co2s predict --mixed_precision bf16`, call this function within
+            `torch.autocast(model.device.type, torch.bfloat16)`: the weights and the fusion stay in float32.
         image_processor: Image processor of the model. Its resizing is not applied; see `resample_to` of
             [`SceneOptions`].
         source: Path or address that GDAL opens: a file, a mosaic (VRT), https://, s3://, /vsizip/...
@@ -98,12 +102,13 @@ def segment_scene(
             `save_probabilities`, NAME_confidence.tif and NAME_probabilities.tif.
         crop_size: Side of the windows in pixels. None: the side of the crops in training.
         flip: Also predict each window mirrored and average the two.
-        bands: Numbers, from 1, of the bands for red, green and blue. None: those in the configuration of the model, or
-            else all bands except transparency.
+        bands: Numbers, from 1, of the bands for red, green and blue; or a preset of data/bands.py, such as
+            "sentinel-2", which also has a scale. None: those in the configuration of the model, or else all bands
+            except transparency.
         scale: Values that become 0 and 255: (low, high) for all bands, or one pair per band. "percentiles": the 2nd
             and 98th percentile of each band of this scene. None: the scale in the configuration of the model.
         resume: Continue after the finished rows of an interrupted run. A complete map stays as it is.
-        show_progress: Show a bar with pixels per second and the remaining time.
+        show_progress: Print a line about the scene, and show a bar with pixels per second and the remaining time.
         options: Fields of [`SceneOptions`].
 
     Returns:
@@ -119,41 +124,81 @@ def segment_scene(
         IncompleteMap: The map is written, but a picture, the class names or the polygons could not be made. Another
             run with `resume` makes them from the finished rows.
     """
-    options, source, destination = SceneOptions(**options), str(source), Path(destination)
-    crop_size = window_side(model, crop_size)
-    paths = output_paths(destination, options)
+    options, source, crop_size = SceneOptions(**options), str(source), window_side(model, crop_size)
+    paths = output_paths(Path(destination), options)
     check_destinations(source, paths, resume)
+    prepared = prepared_prediction(model, image_processor, source, options, crop_size, flip, bands, scale)
+    with prepared as (prediction, identity):
+        return _map_scene(prediction, identity, paths, resume, show_progress)
+
+
+@contextmanager
+def prepared_prediction(
+    model: Co2SForSemanticSegmentation,
+    image_processor: Co2SImageProcessor,
+    source: str,
+    options: SceneOptions,
+    crop_size: int,
+    flip: bool,
+    bands: tuple[int, int, int] | str | None,
+    scale: tuple[float, float] | tuple[tuple[float, float], ...] | str | None,
+) -> Iterator[tuple["ScenePrediction", SceneIdentity]]:
+    """Open a scene, and check that the model and the options fit it. The arguments are those of [`segment_scene`].
+
+    Yields:
+        The prediction, which has not begun, and what identifies the scene.
+    """
     scale = _scale_pairs(scale)
     if model.config.num_labels > NODATA:
         raise UserValueError(
             f"The model has {model.config.num_labels} classes; expected {NODATA} at most, because maps have 8 bits."
         )
-    rule = ImageRule.of_config(model.config)
-    with rasterio.Env(**GDAL_OPTIONS), SceneRaster(source, bands or rule.bands, options.resample_to) as scene:
+    trained = ImageRule.of_config(model.config)
+    scale = resolve_bands(bands, scale)[1] or trained.scale
+    with (
+        rasterio.Env(**GDAL_OPTIONS),
+        SceneRaster(source, bands or trained.bands, options.resample_to, scale) as scene,
+    ):
         identity = SceneIdentity.of(scene)
         with failures_remembered(source):
-            rule = scene.image_rule(scale or rule.scale)
-            prediction = _Prediction(model, image_processor, scene, rule, options, crop_size, flip)
-            return _map_scene(prediction, identity, paths, resume, show_progress)
+            rule = scene.image_rule()
+            yield ScenePrediction(model, image_processor, scene, rule, options, crop_size, flip), identity
 
 
-def _map_scene(
-    prediction: "_Prediction", identity: SceneIdentity, paths: dict[str, Path], resume: bool, show_progress: bool
-) -> SceneMap | None:
-    """Predict the rows that are not finished and write the files. Return None for a map that is complete already."""
+def opened_rows(
+    prediction: "ScenePrediction",
+    identity: SceneIdentity,
+    paths: dict[str, Path],
+    resume: bool,
+    is_dry_run: bool = False,
+) -> tuple[ResumableRaster, SceneOutputs] | None:
+    """Open the rows of a map and the writer of its files, after all checks. None: the map is complete already."""
     scene, options, destination = prediction.scene, prediction.options, paths["map"]
     settings = identity.facts | prediction.facts()
     facts = output_facts(prediction.model.config, identity, options)
     if destination.exists() and not can_be_completed(paths):
         check_complete(paths, settings | facts)
-        remove_unfinished(destination)  # of a run that was killed at its end
         return None
     height, width, planes = scene.read_grid.height, scene.read_grid.width, prediction.planes()
-    rest = {"rounding": prediction.rounding(), "parts": identity.parts}
+    rest = {"rounding": prediction.rounding(), "parts": identity.parts, "is_dry_run": is_dry_run}
     rows = ResumableRaster(destination, height, width, planes, settings, resume, **rest)
     with _finished_rows_kept(rows, scene.source):
-        outputs = SceneOutputs(prediction.model.config, scene, prediction.rule, options, rows, facts)
+        return rows, SceneOutputs(prediction.model.config, scene, prediction.rule, options, rows, facts)
+
+
+def _map_scene(
+    prediction: "ScenePrediction", identity: SceneIdentity, paths: dict[str, Path], resume: bool, show_progress: bool
+) -> SceneMap | None:
+    """Predict the rows that are not finished and write the files. Return None for a map that is complete already."""
+    opened = opened_rows(prediction, identity, paths, resume)
+    if opened is None:
+        remove_unfinished(paths["map"])  # of a run that was killed at its end
+        return None
+    rows, outputs = opened
+    with _finished_rows_kept(rows, prediction.scene.source):
         _warn_of_other_rounding(rows)
+        if show_progress:
+            tqdm.write(prediction.summary())
         prediction.run(rows, show_progress)
         result = outputs.write(paths)
     rows.remove()
@@ -177,7 +222,7 @@ def _scale_pairs(scale) -> tuple[tuple[float, float], ...] | str | None:
     return pairs
 
 
-class _Prediction:
+class ScenePrediction:
     """Predicts the labels and scores of a scene, row by row."""
 
     def __init__(
@@ -196,6 +241,16 @@ class _Prediction:
         height, width = scene.read_grid.height, scene.read_grid.width
         self.grid = WindowGrid(height, width, crop_size, options.overlap_px, options.blend)
 
+    def summary(self) -> str:
+        """Return one line about the scene: name, size, bands, ground sampling distance, windows."""
+        scene, (height, width) = self.scene, self.grid.window
+        bands = ", ".join(map(str, scene.bands))
+        parts = [f"{_size(scene.grid)}, bands {bands} of {scene.num_bands} ({scene.dtype})"]
+        if scene.read_grid is not scene.grid:
+            parts.append(f"read as {_size(scene.read_grid)}")
+        parts.append(f"{len(self.grid.tops) * len(self.grid.lefts)} windows of {width} x {height} pixels")
+        return f"{scene_name(scene.source)}: {'; '.join(parts)}."
+
     def planes(self) -> dict[str, str]:
         """Return the NumPy type of each plane, by name."""
         names = ["confidence"]
@@ -206,14 +261,15 @@ class _Prediction:
     def facts(self) -> dict:
         """Return the settings that change the predicted values. A resumed run must have the same settings.
 
-        The precision is one of them. Values in bfloat16 have 8 bits, so they differ visibly from those in float32.
+        The precision is one of them, also that of `torch.autocast`. Values in bfloat16 have 8 bits, so they differ
+        visibly from those in float32.
         """
         config, options = self.model.config, self.options
         temperatures = {name: getattr(config, name) for name in ("clip_temperature", "dinov3_temperature")}
         return {
             "model": {
                 "weights": _fingerprint(self.model),
-                "dtype": str(self.model.dtype),
+                "dtype": precision(self.model),
                 "fusion": config.fusion,
             }
             # Temperatures of 1 are left out: maps of earlier versions, which had none, keep the same facts.
@@ -251,7 +307,7 @@ class _Prediction:
             desc=scene_name(self.scene.source),
             disable=not show_progress,
         )
-        reader = read_ahead(self._read_window, self.grid.windows(first), NUM_READERS, 2 * batch)
+        reader = read_ahead(self.read_window, self.grid.windows(first), NUM_READERS, 2 * batch)
         # If the block fails, `closing` stops the threads before the scene is closed.
         with bar, closing(reader) as windows:
             for piece in joined_pieces(self.model, self.grid, windows, self.students, batch, self.flip, first):
@@ -260,13 +316,13 @@ class _Prediction:
                 if piece.columns.start == 0:
                     shape = piece.rows.stop - piece.rows.start, self.grid.width
                     strip = {name: np.empty(shape, dtype) for name, dtype in planes.planes.items()}
-                for name, values in self._plane_values(piece).items():
+                for name, values in self.plane_values(piece).items():
                     strip[name][:, piece.columns] = values
                 if piece.columns.stop == self.grid.width:
                     planes.write(piece.rows, strip)
                 bar.update(piece.weights.numel())
 
-    def _read_window(self, position: tuple[slice, slice]) -> Window | None:
+    def read_window(self, position: tuple[slice, slice]) -> Window | None:
         """Read the window at (rows, columns) and prepare it for the model. Return None if no pixel is valid."""
         values, valid = self.scene.read(*position)
         if not valid.any():
@@ -277,7 +333,7 @@ class _Prediction:
         inputs = self.image_processor(image, do_resize=False, input_data_format="channels_last", return_tensors="pt")
         return Window(inputs["pixel_values"][0], None if valid.all() else torch.from_numpy(valid))
 
-    def _plane_values(self, piece: JoinedPiece) -> dict[str, np.ndarray]:
+    def plane_values(self, piece: JoinedPiece) -> dict[str, np.ndarray]:
         """Return the values of a finished piece for each plane, with the nodata value at pixels without data."""
         valid = piece.weights > 0
         logits = (piece.sums / torch.where(valid, piece.weights, 1)).chunk(len(self.students))
@@ -302,6 +358,16 @@ class _Prediction:
                 else np.where(valid, plane, np.nan)
             )
         return values
+
+
+def _size(grid: GeoGrid) -> str:
+    """Format the size of a grid, and the size of its pixels on the ground if it is known."""
+    size = f"{grid.width} x {grid.height} pixels ({grid.width * grid.height / 1e6:.1f} megapixels)"
+    try:
+        down, across = grid.on_ground().pixel_size_m()
+    except UserValueError:
+        return size
+    return f"{size} of {across:.3g} m" + (f" x {down:.3g} m" if f"{across:.3g}" != f"{down:.3g}" else "")
 
 
 def _warn_of_other_rounding(planes: ResumableRaster):

@@ -30,7 +30,7 @@ from ..model.configuration_co2s import Co2SConfig
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.loading_co2s import check_finite
 from ..model.modeling_co2s import STUDENTS, Co2SForSemanticSegmentation
-from ..utils.errors import UserError, UserFileNotFoundError, UserOSError, UserValueError, loading
+from ..utils.errors import UserFileNotFoundError, UserOSError, UserValueError, loading
 from ..utils.files import check_new_folder, recover, written_beside
 
 
@@ -430,22 +430,24 @@ def convert(
     if dataset not in BENCHMARKS:
         raise UserValueError(f"`dataset` is '{dataset}'; expected one of {', '.join(sorted(BENCHMARKS))}.")
     output_dir = check_new_folder(output_dir)
-    weights = {
-        "clip": load_original(clip_checkpoint, "clip"),
-        "dinov3": load_original(dinov3_checkpoint, "dinov3"),
-    }
+    paths = {"clip": clip_checkpoint, "dinov3": dinov3_checkpoint}
+    weights = {student: load_original(path, student) for student, path in paths.items()}
     try:
         config = config_from_weights(weights["clip"], weights["dinov3"], **BENCHMARKS[dataset].config_kwargs, **sizes)
-    except UserValueError:
-        raise
+    except UserValueError as error:
+        raise UserValueError(f"'{clip_checkpoint}' and '{dinov3_checkpoint}' cannot be converted. {error}") from error
     except (IndexError, ValueError, ZeroDivisionError, StrictDataclassError) as error:
         raise UserValueError(
-            f"The shapes of the weights are not those of the authors' models: {error} Expected their "
-            f"{' and '.join(CHECKPOINT_NAMES.values())}."
+            f"'{clip_checkpoint}' and '{dinov3_checkpoint}' cannot be converted. The shapes of the weights are not "
+            f"those of the authors' models: {error} Expected their {' and '.join(CHECKPOINT_NAMES.values())}."
         ) from error
     model = Co2SForSemanticSegmentation(config).eval()
-    for student in STUDENTS:
-        getattr(model, student).load_state_dict(convert_student(weights[student], student, model), strict=True)
+    for student, path in paths.items():
+        try:
+            converted = convert_student(weights[student], student, model)
+        except UserValueError as error:
+            raise UserValueError(f"'{path}' cannot be converted. {error}") from error
+        getattr(model, student).load_state_dict(converted, strict=True)
     with written_beside(output_dir) as folder:
         model.save_pretrained(folder)
         Co2SImageProcessor.from_model_config(config).save_pretrained(folder)
@@ -516,9 +518,7 @@ def _check_authors_settings(config: Co2SConfig, weights: dict[str, dict[str, tor
         authors = config_from_weights(
             weights["clip"], weights["dinov3"], num_attention_heads=config.clip_config.num_attention_heads, **options
         )
-    except UserError:
-        raise
-    except ValueError as error:  # the fixed settings of the authors' code do not fit the sizes of the weights
+    except (ValueError, StrictDataclassError) as error:  # the fixed settings of the authors' code do not fit the sizes
         raise UserValueError(
             f"The authors' code cannot load a model of these sizes: {error} Only models with the authors' settings "
             "can be converted back."

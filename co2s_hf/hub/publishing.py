@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 
 from ..model.adapters_co2s import PEFT_CONFIG_FILE
 from ..training.evaluation import Evaluation
-from ..utils.errors import UserError, UserOSError, UserValueError
+from ..utils.errors import UserError, UserFileNotFoundError, UserOSError, UserValueError
 from ..utils.files import recover, write_text
 from .cards import MODEL_PATH, figure_path, is_hub_name, load_card, read_json, with_evaluation
 
@@ -92,6 +92,7 @@ def check_publishable(folder: str | Path):
     """Check that a folder contains a model that can be loaded after it is published.
 
     Raises:
+        UserFileNotFoundError: The folder does not exist.
         UserValueError: The folder contains no model, or it contains an adapter of a base that is not on the Hub.
         PublishError: The Hub cannot be reached.
     """
@@ -107,6 +108,8 @@ def check_publishable(folder: str | Path):
                 f"model first. Then write its name on the Hub into {folder / PEFT_CONFIG_FILE}, as "
                 "base_model_name_or_path."
             )
+    elif not folder.exists():
+        raise UserFileNotFoundError(f"'{folder}' does not exist. Give the folder of a trained model.")
     elif not (folder / "config.json").exists():
         raise UserValueError(
             f"'{folder}' is not the folder of a model: it has neither config.json nor {PEFT_CONFIG_FILE}. Give the "

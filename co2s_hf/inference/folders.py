@@ -133,13 +133,36 @@ def picture_path(folder: Path, picture: str) -> Path:
     return folder / name
 
 
+def picture_paths(output_dir: Path, picture: str, save_confidence: bool) -> dict[str, Path]:
+    """Return the paths of the pictures of an image, in the order in which they are written.
+
+    Raises:
+        UserValueError: A picture would lie outside the folder.
+    """
+    kinds = ("overlay", "confidence", "labels") if save_confidence else ("overlay", "labels")  # labels come last
+    return {kind: picture_path(output_dir / kind, picture) for kind in kinds}
+
+
 def start_folder(output_dir: Path, options: PictureOptions, sources: dict[str, str]):
     """Record the options and the source of every picture in predictions.json, so that a later run can continue.
+
+    Args, Raises: As in [`check_folder`].
+    """
+    sources = check_folder(output_dir, options, sources)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / FACTS_FILE, asdict(options) | {"sources": sources})
+
+
+def check_folder(output_dir: Path, options: PictureOptions, sources: dict[str, str]) -> dict[str, str]:
+    """Check that the predictions can be written into a folder.
 
     Args:
         output_dir: Folder for the predictions.
         options: Options of the predictions.
         sources: Picture -> name of its image.
+
+    Returns:
+        The sources of the pictures that are in the folder already, and these sources.
 
     Raises:
         UserValueError: The folder has predictions with other options, or of other images, or its predictions.json is
@@ -159,11 +182,9 @@ def start_folder(output_dir: Path, options: PictureOptions, sources: dict[str, s
             raise UserValueError(
                 f"{output_dir} holds other predictions: {'; '.join(differing[:5])}. Choose another `output_dir`."
             )
-        sources = before["sources"] | sources
-    else:
-        check_new_folder(output_dir, "Choose another `output_dir`: its content is not overwritten.")
-        output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(path, facts | {"sources": sources})
+        return before["sources"] | sources
+    check_new_folder(output_dir, "Choose another `output_dir`: its content is not overwritten.")
+    return sources
 
 
 def _read_facts(path: Path, needed: Sequence[str]) -> dict:
@@ -212,19 +233,18 @@ def predict_into_folder(
         pictures: Path of the pictures of each image, relative to these folders.
         output_dir: Folder for the predictions, after [`start_folder`].
         options: Options of the predictions.
-        accelerator: Accelerator. The images are divided among its processes.
+        accelerator: Accelerator. The images are divided among its processes, and predicted in its precision.
         save_confidence: Also write confidence/.
 
     Returns:
         One message for each image that could not be read. Every process returns the messages of all processes.
     """
     palette = palette_or_default(model.config.palette, model.config.num_labels)
-    kinds = ("overlay", "confidence", "labels") if save_confidence else ("overlay", "labels")  # labels come last
     jobs = [(place, picture) for picture, place in dict(zip(pictures, range(len(pictures)))).items()]  # each file once
     jobs = jobs[accelerator.process_index :: accelerator.num_processes]
     problems = []
     for place, picture in tqdm(jobs, desc="predicting", disable=not accelerator.is_main_process):
-        targets = {kind: picture_path(output_dir / kind, picture) for kind in kinds}
+        targets = picture_paths(output_dir, picture, save_confidence)
         if all(target.exists() for target in targets.values()):
             continue
         try:
@@ -232,9 +252,8 @@ def predict_into_folder(
         except UserValueError as error:  # one image's error must not stop the others
             problems.append(str(error))
             continue
+        inputs, size = image_processor(image, return_tensors="pt"), (image.height, image.width)
         with accelerator.autocast():
-            inputs = image_processor(image, return_tensors="pt")
-            size = (image.height, image.width)
             logits = predict_logits(model, inputs["pixel_values"], crop_size, size, options.flip)
         drawn = prediction_pictures(image, logits["fused"], palette, options.opacity)
         for kind, target in targets.items():
@@ -245,9 +264,11 @@ def predict_into_folder(
 
 __all__ = [
     "PictureOptions",
+    "check_folder",
     "check_names",
     "picture_names",
     "picture_path",
+    "picture_paths",
     "predict_into_folder",
     "samples_of_files",
     "start_folder",

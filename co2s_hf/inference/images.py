@@ -94,7 +94,7 @@ def predict_logits(
     If the fusion is one student, only that student is computed.
 
     Args:
-        model: Model in evaluation mode.
+        model: Model in evaluation mode. Within `torch.autocast`, it computes in the type of autocast.
         pixel_values: One image (1, channels, height, width), from the image processor.
         crop_size: Side of a window in pixels.
         size: (height, width) of the label map. Logits are resized to it as in the paper (bilinear, corners aligned).
@@ -167,7 +167,8 @@ def segment_image(
     [`co2s_hf.geo.scenes.segment_scene`] does the same for raster files of any size.
 
     Args:
-        model: Model in evaluation mode. Its configuration contains the fusion of the students.
+        model: Model in evaluation mode. Its configuration contains the fusion of the students. For bfloat16, call this
+            function within `torch.autocast(model.device.type, torch.bfloat16)`.
         image_processor: Image processor of the model.
         image: 8-bit RGB or grey: a PIL image, an array (height, width, bands) or (height, width), or the path of an
             image file. A file is read as the training images of the model were: with the bands and the scale in its

@@ -1,4 +1,9 @@
-"""Cut an image of any size into overlapping windows, predict them in batches and join their logits."""
+"""Cut an image of any size into overlapping windows, predict them in batches and join their logits.
+
+Images, scenes and evaluations are all predicted by [`joined_pieces`]. Within `torch.autocast` (or Accelerate's
+`autocast`), the model computes in the type of autocast. Its weights keep their type, and the logits are joined and
+fused in float32.
+"""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -208,6 +213,14 @@ class _Accumulator:
         self.pending = pending
 
 
+def precision(model: Co2SForSemanticSegmentation) -> str:
+    """Describe the precision in which a model computes now: the type of its weights, and that of `torch.autocast`."""
+    device = model.device.type
+    if not torch.is_autocast_enabled(device):
+        return str(model.dtype)
+    return f"{model.dtype} with autocast to {torch.get_autocast_dtype(device)}"
+
+
 @torch.no_grad()
 def joined_pieces(
     model: Co2SForSemanticSegmentation,
@@ -220,7 +233,8 @@ def joined_pieces(
 ) -> Iterator[JoinedPiece]:
     """Predict an image window by window and yield every part of it as soon as it is complete.
 
-    Neither the whole image nor all of its logits are in memory at any time.
+    Neither the whole image nor all of its logits are in memory at any time. For bfloat16, iterate within
+    `torch.autocast`: see the top of this file.
 
     Args:
         model: Model in evaluation mode.

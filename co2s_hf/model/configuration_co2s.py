@@ -22,8 +22,8 @@ FUSIONS = ("confidence", "average", "clip", "dinov3")
 SAT493M_MEAN = [0.430, 0.411, 0.296]
 SAT493M_STD = [0.213, 0.156, 0.143]
 
-# A limit for the files of strangers: building many layers takes all memory, before their weights are looked for.
-MOST_LAYERS = 1000
+# Limits for the files of strangers: larger sizes take all memory, before weights are looked for or in a prediction.
+MOST_LAYERS, MOST_CHANNELS, MOST_CLASSES, LARGEST_SIDE = 1000, 2**16, 255, 2**13
 
 # Decoder sizes for backbones of a hidden size up to `SMALL_WIDTH`. The paper's decoders would need most of the time.
 SMALL_WIDTH = 256
@@ -218,6 +218,7 @@ class Co2SConfig(PreTrainedConfig):
         if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
             # With this entry, `pipeline` would require `trust_remote_code=True`, although this package is installed.
             kwargs.pop("custom_pipelines", None)
+        _check_number_of_classes(kwargs.get("num_labels"))  # the base class makes a name for each of them
         super().__post_init__(**kwargs)
         if self.id2label is not None and self.label2id is None:
             self.label2id = {label: index for index, label in self.id2label.items()}
@@ -257,6 +258,7 @@ class Co2SConfig(PreTrainedConfig):
             key: kwargs.pop(key) for key in list(kwargs) if key in cls.__dataclass_fields__ and key not in left_to_base
         }
         num_labels = kwargs.pop("num_labels", None)
+        _check_number_of_classes(num_labels)
         if num_labels is not None and num_labels != len(config_dict.get("id2label") or range(2)):
             overrides.setdefault("id2label", {index: f"LABEL_{index}" for index in range(num_labels)})
         if "id2label" in overrides:
@@ -269,6 +271,7 @@ class Co2SConfig(PreTrainedConfig):
 
     def validate_labels(self):
         """Check that labels, palette, concepts and ignore index fit together."""
+        _check_number_of_classes(self.num_labels)
         expected = list(range(self.num_labels))
         if len(expected) < 2:
             raise ValueError(f"`id2label` is {self.id2label}; a segmentation model needs at least two classes.")
@@ -321,13 +324,9 @@ class Co2SConfig(PreTrainedConfig):
         """Check the sizes of the two backbones."""
         for name in ("clip_config", "dinov3_config"):
             backbone = getattr(self, name)
-            for field in ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"):
-                if getattr(backbone, field) < 1:
-                    raise ValueError(f"`{name}.{field}` is {getattr(backbone, field)}; it must be at least 1.")
-            if backbone.num_hidden_layers > MOST_LAYERS:
-                raise ValueError(
-                    f"`{name}.num_hidden_layers` is {backbone.num_hidden_layers}; it must be at most {MOST_LAYERS}."
-                )
+            most = {"hidden_size": MOST_CHANNELS, "intermediate_size": MOST_CHANNELS, "num_channels": MOST_CHANNELS}
+            most |= {"num_attention_heads": MOST_CHANNELS, "num_hidden_layers": MOST_LAYERS}
+            _check_range(backbone, most, f"{name}.")
             if not isinstance(backbone.patch_size, int) or backbone.patch_size < 1:
                 raise ValueError(
                     f"`{name}.patch_size` is {backbone.patch_size}; patches are square: give one integer >= 1."
@@ -338,11 +337,13 @@ class Co2SConfig(PreTrainedConfig):
                     f"({backbone.num_attention_heads})."
                 )
         clip, dinov3 = self.clip_config, self.dinov3_config
-        if not isinstance(clip.image_size, int) or clip.image_size < clip.patch_size or clip.projection_dim < 1:
+        _check_range(dinov3, {"num_register_tokens": MOST_CHANNELS}, "dinov3_config.", least=0)
+        has_image_size = isinstance(clip.image_size, int) and clip.patch_size <= clip.image_size <= LARGEST_SIDE
+        if not has_image_size or not 1 <= clip.projection_dim <= MOST_CHANNELS:
             raise ValueError(
                 f"`clip_config` has `image_size` {clip.image_size} and `projection_dim` {clip.projection_dim}. "
-                f"`image_size` must be one integer of at least the patch size ({clip.patch_size}), `projection_dim` "
-                "at least 1."
+                f"`image_size` must be one integer from the patch size ({clip.patch_size}) to {LARGEST_SIDE}, "
+                f"`projection_dim` from 1 to {MOST_CHANNELS}."
             )
         if clip.num_channels != dinov3.num_channels:
             raise ValueError(
@@ -376,23 +377,25 @@ class Co2SConfig(PreTrainedConfig):
     def validate_sizes(self):
         """Check the sizes in pixels."""
         for name in ("clip_logits_size", "dinov3_logits_size", "crop_size"):
-            if (size := getattr(self, name)) is not None and size < 1:
+            if (size := getattr(self, name)) is None:
+                continue
+            if size < 1:
                 raise ValueError(f"`{name}` is {size}; it must be at least 1, or None.")
+            if size > LARGEST_SIDE:
+                raise ValueError(f"`{name}` is {size}; it must be at most {LARGEST_SIDE}, or None.")
 
     def validate_decoder(self):
         """Check the sizes of the decoder, and that its channels are divisible by heads and groups."""
-        positive = ("channels", "guidance_channels", "kernel_size", "num_layers", "num_attention_heads", "mlp_ratio")
-        for name in (*positive, "pool_size", "group_norm_channels"):
-            if (value := getattr(self, f"decoder_{name}")) < 1:
-                raise ValueError(f"`decoder_{name}` is {value}; it must be at least 1.")
-        if self.decoder_num_layers > MOST_LAYERS:
-            raise ValueError(f"`decoder_num_layers` is {self.decoder_num_layers}; it must be at most {MOST_LAYERS}.")
+        positive = ("channels", "guidance_channels", "num_attention_heads", "mlp_ratio", "group_norm_channels")
+        most = {f"decoder_{name}": MOST_CHANNELS for name in positive} | {"decoder_num_layers": MOST_LAYERS}
+        _check_range(self, most | dict.fromkeys(("decoder_kernel_size", "decoder_pool_size"), LARGEST_SIDE))
         if not self.decoder_layer_norm_eps > 0:
             raise ValueError(f"`decoder_layer_norm_eps` is {self.decoder_layer_norm_eps}; it must be above 0.")
         if self.decoder_kernel_size % 2 == 0:
             raise ValueError(f"`decoder_kernel_size` is {self.decoder_kernel_size}; it must be odd.")
-        if not self.decoder_dilations or min(self.decoder_dilations) < 1:
-            raise ValueError(f"`decoder_dilations` is {self.decoder_dilations}; give one or more, each at least 1.")
+        dilations = self.decoder_dilations
+        if not 1 <= len(dilations) <= MOST_LAYERS or not all(1 <= dilation <= LARGEST_SIDE for dilation in dilations):
+            raise ValueError(f"`decoder_dilations` is {dilations}; give one or more, each from 1 to {LARGEST_SIDE}.")
         width = self.decoder_channels + self.decoder_guidance_channels
         if width % self.decoder_num_attention_heads:
             raise ValueError(
@@ -460,6 +463,21 @@ class Co2SConfig(PreTrainedConfig):
                 f"`image_scale` is {self.image_scale}; expected pairs of two finite numbers, the lower one first, or "
                 "None."
             )
+
+
+def _check_range(config: PreTrainedConfig, most: dict[str, int], prefix: str = "", least: int = 1):
+    """Check sizes: name of the field -> largest value that is allowed. `prefix` stands in front of the names."""
+    for name, largest in most.items():
+        value = getattr(config, name)
+        if value < least:
+            raise ValueError(f"`{prefix}{name}` is {value}; it must be at least {least}.")
+        if value > largest:
+            raise ValueError(f"`{prefix}{name}` is {value}; it must be at most {largest}.")
+
+
+def _check_number_of_classes(number: int | None):
+    if number is not None and number > MOST_CLASSES:  # label maps have 8 bits, and 255 means "no class"
+        raise ValueError(f"`num_labels` is {number}; it must be at most {MOST_CLASSES}.")
 
 
 __all__ = ["FUSIONS", "SAT493M_MEAN", "SAT493M_STD", "SMALL_DECODER", "SMALL_WIDTH", "Co2SConfig"]

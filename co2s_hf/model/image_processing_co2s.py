@@ -4,6 +4,7 @@ The processor needs Pillow and NumPy, but not torchvision.
 """
 
 import math
+from collections.abc import Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = 255
+LARGEST_SIDE = 2**14  # of a resized image, in pixels: a file of a stranger must not take all memory
 
 
 class Co2SImageProcessorKwargs(ImagesKwargs, total=False):
@@ -130,9 +132,11 @@ class Co2SImageProcessor(PilBackend):
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _standardize_kwargs(self, **kwargs) -> dict:
-        """Check the statistics. The base class calls this for the processor's own settings and for those of a call."""
+        """Check the settings. The base class calls this for the processor's own settings and for those of a call."""
         settings = super()._standardize_kwargs(**kwargs)
         _check_statistics(settings["image_mean"], settings["image_std"], settings.get("rescale_factor"))
+        if settings.get("do_resize"):
+            _check_resizing(settings["size"], settings.get("resample"))
         return settings
 
     def _preprocess_image_like_inputs(
@@ -268,6 +272,23 @@ def _check_statistics(mean: float | list[float] | None, std: float | list[float]
     if rescale_factor is not None and not (_is_number(rescale_factor) and 0 < rescale_factor < math.inf):
         raise ValueError(
             f"`rescale_factor` is {rescale_factor}; expected a finite number above 0, such as 1/255 for 8-bit images."
+        )
+
+
+def _check_resizing(size: Mapping[str, int] | None, resample: int | None):
+    """Refuse sizes and filters with which no image can be resized."""
+    sides = {name: side for name, side in dict(size or {}).items() if side is not None}
+    if sides.keys() not in ({"shortest_edge"}, {"height", "width"}) or not all(
+        _is_number(side) and 1 <= side <= LARGEST_SIDE for side in sides.values()
+    ):
+        raise ValueError(
+            f"`size` is {sides}; with `do_resize`, expected {{'shortest_edge': ...}} or {{'height': ..., 'width': "
+            f"...}}, from 1 to {LARGEST_SIDE} pixels. Correct the call, or `size` in preprocessor_config.json."
+        )
+    if resample is not None and resample not in list(PILImageResampling):
+        raise ValueError(
+            f"`resample` is {resample}; expected one of {[int(known) for known in PILImageResampling]}, a filter of "
+            "PIL. Correct the call, or `resample` in preprocessor_config.json."
         )
 
 

@@ -642,7 +642,8 @@ class Co2SPreTrainedModel(Co2SStrictLoadingMixin, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    # A student calls submodules of backbone layers directly. Therefore a student must not be split over devices.
+    # A student calls submodules of backbone layers directly. Therefore a student must not be split over devices. The
+    # two students may be on different devices, see `_run_students`.
     _no_split_modules = ["Co2SStudent"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -760,12 +761,9 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
         returned_states = self._returned_states(output_hidden_states, names)
         self._check_attentions_are_kept(output_attentions, names)
 
-        students = {
-            name: getattr(self, name)(
-                pixel_values, returned_states=returned_states, output_attentions=output_attentions
-            )
-            for name in names
-        }
+        students = self._run_students(
+            names, pixel_values, returned_states=returned_states, output_attentions=output_attentions
+        )
         logits = calibrate_and_fuse({name: student.logits for name, student in students.items()}, self.config, fusion)
         loss = None
         if labels is not None:
@@ -794,7 +792,8 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
                 channels with probability 0.5.
 
         Returns:
-            Name of each student -> logits (batch + perturbed samples, classes, height, width), with gradients.
+            Name of each student -> logits (batch + perturbed samples, classes, height, width), with gradients, on the
+            device of `pixel_values`.
 
         Raises:
             ValueError: The shape or type of `pixel_values`, or the name of a student, is wrong.
@@ -802,7 +801,20 @@ class Co2SForSemanticSegmentation(Co2SAdapterMixin, Co2SPreTrainedModel):
         self._check_images(pixel_values)
         if unknown := [name for name in students if name not in STUDENTS]:
             raise ValueError(f"`students` contains {unknown}; give a tuple of names out of {STUDENTS}.")
-        return {name: getattr(self, name)(pixel_values, perturbed_samples, perturb).logits for name in students}
+        outputs = self._run_students(students, pixel_values, perturbed_samples=perturbed_samples, perturb=perturb)
+        return {name: output.logits for name, output in outputs.items()}
+
+    def _run_students(
+        self, names: tuple[str, ...], pixel_values: torch.Tensor, **kwargs
+    ) -> dict[str, SemanticSegmenterOutput]:
+        """Run students, and move their logits to the device of the images.
+
+        With `device_map`, each student may be on its own device. Logits are combined on one device.
+        """
+        outputs = {name: getattr(self, name)(pixel_values, **kwargs) for name in names}
+        for output in outputs.values():
+            output.logits = output.logits.to(pixel_values.device)
+        return outputs
 
     def _check_images(self, pixel_values: torch.Tensor):
         num_channels = self.config.clip_config.num_channels

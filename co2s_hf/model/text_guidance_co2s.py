@@ -14,6 +14,8 @@ from torch import nn
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .loading_co2s import check_finite
+
 
 logger = logging.get_logger(__name__)
 
@@ -76,6 +78,7 @@ def load_pretrained(model_class: type[PreTrainedModel], name_or_path: str, role:
 
     Raises:
         OSError: The repository is missing, gated or cannot be reached, or weights of the model are missing.
+        ValueError: A weight is not finite.
     """
     source = find_backbone(name_or_path)
     verbosity = logging.get_verbosity()
@@ -91,6 +94,7 @@ def load_pretrained(model_class: type[PreTrainedModel], name_or_path: str, role:
             f"'{name_or_path}' lacks {len(missing)} weights of {role} (such as '{missing[0]}'). Choose a model that "
             f"{model_class.__name__} loads completely."
         )
+    check_finite(model.state_dict().items(), f"'{name_or_path}'")
     model.config.name_or_path = str(name_or_path)  # saved models must not name the folder of a shipped backbone
     return model.eval()
 

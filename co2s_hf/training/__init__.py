@@ -2,6 +2,7 @@
 
 - `options`: the options of a run and their defaults.
 - `loop`: `setup`, `train`, `training_step` and `finish`. Start reading here.
+- `dry_run`: a few steps without saving anything, to estimate time and memory.
 - `run`: the state of a run, and the functions that make its data, losses and batches.
 - `models`: builds the model of a run, or loads a trained model and adds a LoRA adapter.
 - `objective`, `pseudo_labels`: from a batch of views to named losses.

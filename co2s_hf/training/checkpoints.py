@@ -15,12 +15,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import load
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from .. import __version__
 from ..data.options import DataOptions
 from ..data.sources import Source
 from ..data.splits import write_lists
 from ..model.image_processing_co2s import Co2SImageProcessor
+from ..model.loading_co2s import check_finite
 from ..model.modeling_co2s import Co2SForSemanticSegmentation
 from ..utils.devices import explain_precision
 from ..utils.errors import UserFileNotFoundError, UserOSError, UserValueError
@@ -32,6 +34,7 @@ from .options import TrainingOptions
 
 RECORD = "arguments.json"  # saved models contain the same facts in training.json
 UNFINISHED = ".unfinished-"  # a checkpoint that is being written
+WEIGHTS = "model.safetensors"
 STATES = "states.json"  # in a checkpoint: what Accelerate does not save
 CHECKPOINTS_KEPT = 2
 # What a run writes into its folder beside the record; `overwrite_output_dir` removes it. TensorBoard writes co2s_hf/.
@@ -134,7 +137,10 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, states: Mapping[str,
     """
     random_states = folder / f"random_states_{accelerator.process_index}.pkl"
     try:
+        if not all(path.is_file() for path in _readers(folder, random_states)):  # opening a pipe could wait forever
+            raise FileNotFoundError("a file is missing")
         saved = json.loads((folder / STATES).read_text(encoding="utf-8"))
+        check_finite(load_file(folder / WEIGHTS).items(), f"'{folder / WEIGHTS}'")
         load(random_states)  # Accelerate ignores errors of this file
         accelerator.load_state(folder)
         for name, state in states.items():
@@ -142,7 +148,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, states: Mapping[str,
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # damaged files cause errors of many types
-        problem = _damage(folder, random_states) or f"it does not fit this run: {' '.join(str(error).split())}"
+        problem = _damage(folder, random_states) or f"it does not fit this run: {' '.join(str(error).split()):.500}"
         earlier = [other for other in _checkpoints(folder.parent) if checkpoint_step(other) < checkpoint_step(folder)]
         remedy = (
             f"Remove this folder. The run can then continue from {earlier[-1].name}."
@@ -155,18 +161,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path, states: Mapping[str,
 
 def _damage(folder: Path, random_states: Path) -> str | None:
     """Say which file of a checkpoint is missing or cannot be read. None: none of them."""
-
-    def open_weights(path: Path):
-        with safe_open(path, "pt"):
-            pass
-
-    readers: dict[Path, Callable] = {
-        folder / "model.safetensors": open_weights,
-        folder / "optimizer.bin": load,
-        random_states: load,
-        folder / STATES: lambda path: json.loads(path.read_text(encoding="utf-8")),
-    }
-    for path, read in readers.items():
+    for path, read in _readers(folder, random_states).items():
         if not path.is_file():
             return f"'{path.name}' is missing"
         try:
@@ -174,6 +169,21 @@ def _damage(folder: Path, random_states: Path) -> str | None:
         except Exception:
             return f"'{path.name}' is damaged"
     return None
+
+
+def _readers(folder: Path, random_states: Path) -> dict[Path, Callable]:
+    """Return the files of a checkpoint, each with a function that reads it."""
+
+    def open_weights(path: Path):
+        with safe_open(path, "pt"):
+            pass
+
+    return {
+        folder / WEIGHTS: open_weights,
+        folder / "optimizer.bin": load,
+        random_states: load,
+        folder / STATES: lambda path: json.loads(path.read_text(encoding="utf-8")),
+    }
 
 
 def _checkpoints(root: Path) -> list[Path]:
@@ -331,7 +341,7 @@ def read_record(path: Path, needed: Sequence[str] = ()) -> dict:
     remedy = "Restore it, or start again with `overwrite_output_dir=True`."
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserValueError(f"'{path}' is damaged: {error}. {remedy}") from error
     if not isinstance(record, dict):
         raise UserValueError(f"'{path}' is damaged: expected the record of a run. {remedy}")
@@ -361,7 +371,7 @@ def _git_revision() -> str | None:
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         answers = [
-            subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+            subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, encoding="utf-8")
             for command in (tracked, describe)
         ]
     except OSError:

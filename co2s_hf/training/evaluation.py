@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -145,7 +145,7 @@ def evaluate(
         data: The opened data. Only the validation images are used.
         options: Options that the data was opened with.
         crop_size: Side of a window in pixels.
-        accelerator: Accelerate's state. The images are divided among its processes.
+        accelerator: Accelerate's state. The images are divided among its processes, and predicted in its precision.
         flip: Average with the predictions for the mirrored images.
         facts: `step` or `checkpoint` of the [`Evaluation`].
 
@@ -153,8 +153,7 @@ def evaluate(
         UserValueError: The data has other classes than the model, or the same ones in another order.
     """
     check_classes(facts.get("checkpoint") or "The model", model.config.id2label, data.id2label)
-    bar = tqdm(data.validation, desc="evaluating", leave=False, disable=not accelerator.is_main_process)
-    matrices = confusion_matrices(model, image_processor, bar, crop_size, accelerator, flip)
+    matrices = confusion_matrices(model, image_processor, data.validation, crop_size, accelerator, flip)
     id2label = model.config.id2label
     return Evaluation(
         data=options.data_name,
@@ -184,7 +183,7 @@ def check_classes(model_name: str, predicted: dict[int, str], labelled: dict[int
 def confusion_matrices(
     model: Co2SForSemanticSegmentation,
     image_processor: Co2SImageProcessor,
-    samples: Iterable[Sample],
+    samples: Sequence[Sample],
     crop_size: int,
     accelerator: Accelerator,
     flip: bool = False,
@@ -194,7 +193,7 @@ def confusion_matrices(
     Args:
         model: The model, without Accelerate's wrapper.
         image_processor: Image processor of the model.
-        samples: Images with label maps.
+        samples: Images with label maps. Each process reads only its own samples.
         crop_size: Side of a window in pixels.
         accelerator: Accelerate's state.
         flip: Average with the predictions for the mirrored images.
@@ -205,9 +204,9 @@ def confusion_matrices(
     was_training = model.training
     model.eval()
     matrices = {name: ConfusionMatrix(model.config.num_labels) for name in predictors(model.config)}
-    for n, sample in enumerate(samples):
-        if n % accelerator.num_processes != accelerator.process_index:
-            continue
+    numbers = range(accelerator.process_index, len(samples), accelerator.num_processes)
+    for number in tqdm(numbers, desc="evaluating", leave=False, disable=not accelerator.is_main_process):
+        sample = samples[number]
         inputs = image_processor(sample.load_image(), return_tensors="pt")  # may resize the image, not the label map
         labels = torch.from_numpy(np.array(sample.load_label())).long()
         with accelerator.autocast():
@@ -223,16 +222,21 @@ def predict_examples(
     image_processor: Co2SImageProcessor,
     samples: Iterable[Sample],
     crop_size: int,
+    accelerator: Accelerator,
     flip: bool = False,
 ) -> list[Example]:
-    """Predict labelled samples for a figure: true labels, each student, the fused prediction and its confidence."""
+    """Predict labelled samples for a figure: true labels, each student, the fused prediction and its confidence.
+
+    The device is that of the model, and the precision is that of `accelerator`, as in [`evaluate`].
+    """
     was_training = model.training
     model.eval()
     examples = []
     for sample in samples:
         image, label = sample.load_image(), sample.load_label()
         inputs = image_processor(image, return_tensors="pt")
-        logits = predict_logits(model, inputs["pixel_values"], crop_size, (label.height, label.width), flip)
+        with accelerator.autocast():
+            logits = predict_logits(model, inputs["pixel_values"], crop_size, (label.height, label.width), flip)
         maps = {name: value.argmax(dim=0).cpu().numpy() for name, value in logits.items()}
         confidence = logits["fused"].softmax(dim=0).amax(dim=0).cpu().numpy()
         examples.append(Example(image, {"truth": np.asarray(label)} | maps, confidence))

@@ -14,8 +14,9 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from ..model.modeling_co2s import STUDENTS
-from ..utils.errors import UserError, UserValueError
+from ..utils.errors import UserError, UserOSError, UserValueError
 from ..utils.files import write_text
+from ..utils.measuring import peak_memory_gb
 
 
 # Measurements of the machine. The other values of a log line are the same when a run is repeated.
@@ -218,25 +219,20 @@ def read_log(path: Path) -> list[dict]:
     """Read the lines of a log file. Return an empty list if the file does not exist.
 
     Raises:
+        UserOSError: The file cannot be read.
         UserValueError: A line is damaged.
     """
     if not path.exists():
         return []
+    try:
+        content = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserOSError(f"'{path}' cannot be read: {error}. Remove it.") from error
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, text in enumerate(content.splitlines(), start=1):
         try:
             lines.append(json.loads(text))
             _ = lines[-1]["step"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise UserValueError(f"Line {number} of '{path}' is damaged. Remove this line.") from error
     return lines
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """Return the peak memory of this process in GB: GPU memory on a GPU, else main memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    import resource  # does not exist on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in kilobytes on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

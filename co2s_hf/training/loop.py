@@ -8,6 +8,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from ..model.configuration_co2s import Co2SConfig
 from ..model.image_processing_co2s import Co2SImageProcessor
 from ..model.modeling_co2s import Co2SForSemanticSegmentation
 from ..utils.figures import draw_curves, draw_predictions, palette_or_default
-from ..utils.files import write_json
+from ..utils.files import locked_folder, write_json
 from ..utils.redaction import redacted
 from .calibration import calibrate
 from .checkpoints import (
@@ -146,7 +147,15 @@ def train(run: Run, evaluate_first: bool = False) -> Trained:
 
     Returns:
         The folders and results of the training.
+
+    Raises:
+        UserOSError: Another run writes into the output folder.
     """
+    with locked_folder(run.output_dir) if run.accelerator.is_main_process else nullcontext():
+        return _train(run, evaluate_first)
+
+
+def _train(run: Run, evaluate_first: bool) -> Trained:
     options, accelerator = run.options, run.accelerator
     begin(run)
     if evaluate_first and run.checkpoint is None:
@@ -308,7 +317,9 @@ def finish(run: Run) -> Trained:
         if table := pseudo_label_table(log, run.logbook.labeled_share):
             print(table)
         palette = palette_or_default(data.palette, len(data.id2label))
-        shown = predict_examples(run.model, run.image_processor, data.validation[:NUM_SHOWN], run.options.crop_size)
+        shown = predict_examples(
+            run.model, run.image_processor, data.validation[:NUM_SHOWN], run.options.crop_size, accelerator
+        )
         draw_predictions(shown, data.id2label, palette, output_dir / "predictions.png")
         print(f"Look at {output_dir / 'predictions.png'} and {output_dir / 'curves.png'}.")
     # Delete the DistributedDataParallel wrapper before the process group ends. Otherwise PyTorch with gloo may hang at

@@ -136,6 +136,17 @@ def start_accelerate(options: TrainingOptions) -> Accelerator:
     return accelerator
 
 
+def drawn_folder(options: TrainingOptions) -> Path:
+    """Return the folder of the scenes of `data="drawn"`."""
+    return Path(options.output_dir).parent / f"scenes-seed{options.seed}"
+
+
+def draw_scenes(folder: Path, seed: int):
+    """Draw the scenes of `data="drawn"`."""
+    print(f"Drawing scenes into {folder}.")
+    write_scenes(folder, num_labeled=8, num_unlabeled=120, num_validation=24, seed=seed)
+
+
 def open_data(
     options: TrainingOptions, data_options: DataOptions, accelerator: Accelerator, config: Co2SConfig | None
 ) -> Source:
@@ -144,10 +155,9 @@ def open_data(
     data_options.fill()
     if data_options.data == "drawn":
         data_options.data = None
-        data_options.data_dir = str(Path(options.output_dir).parent / f"scenes-seed{options.seed}")
+        data_options.data_dir = str(drawn_folder(options))
         if is_main and not Path(data_options.data_dir).exists():
-            print(f"Drawing scenes into {data_options.data_dir}.")
-            write_scenes(data_options.data_dir, num_labeled=8, num_unlabeled=120, num_validation=24, seed=options.seed)
+            draw_scenes(Path(data_options.data_dir), options.seed)
     needed = SPLITS if options.method == "co2s" else ("labeled", "validation")
     hidden = options.measure_pseudo_labels and options.method == "co2s"
     if options.measure_pseudo_labels and not hidden:
@@ -302,6 +312,8 @@ __all__ = [
     "Run",
     "Trained",
     "batches",
+    "draw_scenes",
+    "drawn_folder",
     "images_per_step",
     "make_items",
     "make_loader",

@@ -8,6 +8,7 @@
 - files: writing files and folders so that an interrupted run leaves no half-written result.
 - figures: pictures of predictions, label maps, confusion matrices and losses (needs matplotlib).
 - devices: starting Accelerate in the same way in every command.
+- measuring: the memory of this process, and durations as text.
 - seeding: random numbers that depend on a seed, a purpose and an index only.
 
 It imports no other package of co2s_hf.

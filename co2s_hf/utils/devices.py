@@ -39,7 +39,9 @@ def make_accelerator(use_cpu: bool = False, mixed_precision: str | None = None, 
 
     Args:
         use_cpu: Stay on the CPU even if there is a GPU.
-        mixed_precision: "no" or "bf16". None: the choice of `accelerate launch`.
+        mixed_precision: "no" or "bf16". None: the choice of `accelerate launch`. "bf16" means one thing everywhere:
+            `Accelerator.autocast` around the forward passes of trainings, evaluations, images and scenes. The weights
+            stay in float32. Autocast computes normalisations and losses in float32.
         accelerator_kwargs: Further arguments of `Accelerator`.
 
     Raises:
@@ -111,6 +113,10 @@ def default_num_workers(device: torch.device) -> int:
 
 def _check_plugins():
     """Refuse plugins of Accelerate that shard the weights. The model is evaluated and saved as a whole.
+
+    With sharded weights, every forward pass needs all processes. But the processes of an evaluation predict different
+    numbers of windows, so they would wait for each other forever. The gain would be small: a student cannot be sharded
+    by layers, because it calls submodules of backbone layers directly, and a ViT-B model has 0.7 GB of weights.
 
     This must come before `Accelerator`, which imports the library of the plugin and starts it.
     """

@@ -73,6 +73,6 @@ def loading(
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
         remedy = "" if expected is None else f"; expected {expected}"
         raise UserOSError(f"{what} cannot be loaded{remedy}. {error}") from error
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError) as error:
         reason = f"Its configuration is damaged or of another program: {type(error).__name__}: {error}"
         raise UserOSError(f"{what} cannot be loaded. {reason}") from error

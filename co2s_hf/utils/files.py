@@ -15,13 +15,14 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import UserFileExistsError, UserOSError
+from .errors import UserFileExistsError, UserOSError, UserValueError
 
 
 try:
@@ -74,6 +75,28 @@ def check_writable(path: Path, remedy: str):
         raise UserOSError(
             f"'{path}' cannot be created: '{existing}' is no folder that can be written to. {remedy}"
         ) from error
+
+
+def check_decoded(paths: Iterable[str]):
+    """Raise an error if the name of a file is not text in the encoding of the system.
+
+    Python keeps the bytes of such a name as surrogates. Libraries such as Arrow and GDAL do not accept them.
+
+    Args:
+        paths: Paths as the system gives them.
+
+    Raises:
+        UserValueError: A path has bytes that cannot be decoded.
+    """
+    for path in paths:
+        try:
+            path.encode("utf-8")
+        except UnicodeEncodeError as error:
+            shown, encoding = path.encode("ascii", "backslashreplace").decode(), sys.getfilesystemencoding()
+            raise UserValueError(
+                f"The name of the file '{shown}' cannot be decoded as {encoding}, the encoding of the system. Rename "
+                "the file; or, if the name is UTF-8, set the environment variable PYTHONUTF8=1."
+            ) from error
 
 
 @contextmanager
@@ -209,8 +232,11 @@ def flush(path: Path):
             os.close(descriptor)
 
 
-def try_lock(file: BinaryIO) -> bool:
+def try_lock(file: BinaryIO | int) -> bool:
     """Lock an open file until it is closed or the process ends.
+
+    Args:
+        file: The file; or the descriptor of a folder, except on Windows.
 
     Returns:
         False if another process has locked it. True, too, on disks that know no locks.
@@ -225,6 +251,30 @@ def try_lock(file: BinaryIO) -> bool:
     except OSError:
         pass
     return True
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Lock the folder of a run while the run writes into it, so that no other run does. It is created if needed.
+
+    Windows, and some network disks, know no locks of folders. There, nothing is locked.
+
+    Raises:
+        UserOSError: Another run has locked the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if not try_lock(descriptor):
+            raise UserOSError(
+                f"Another run writes into '{folder}'. Wait until it has ended, or choose another `output_dir`."
+            )
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

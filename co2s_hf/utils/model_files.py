@@ -1,6 +1,7 @@
 """Check the files of a model's folder before a library loads them, so that an error names the file."""
 
 import json
+import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -40,6 +41,8 @@ def check_model_files(name: str | Path, model_type: str | None = None):
     if model_type is not None and not weights:
         raise OSError(f"'{folder / 'model.safetensors'}' does not exist.")
     for path in weights:
+        if not path.is_file():
+            raise ValueError(f"'{path}' is no file, but a folder, a device, or a link to nothing. Replace it.")
         try:
             with safe_open(path, "pt"):
                 pass
@@ -54,8 +57,10 @@ def is_path(name: str) -> bool:
 
 def _read_object(path: Path) -> dict | None:
     """Read a JSON file that contains an object. None: it does not exist."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
+    if not path.is_file():  # opening a pipe could wait forever
+        raise ValueError(f"'{path}' is no file, but a folder, a device, or a link to nothing. Replace it.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -19,6 +19,7 @@ from co2s_hf.training.options import AdaptationOptions, TrainingOptions
 
 def test_bands_are_three_numbers_from_1():
     assert parse_bands("4,3,2") == (4, 3, 2) and parse_bands(" 1, 1,12 ") == (1, 1, 12)
+    assert parse_bands("sentinel-2") == "sentinel-2"
     for text in ("4,3", "4,3,2,1", "0,1,2", "r,g,b", "1,2,", "-1,2,3", "1.5,2,3", ""):
         with pytest.raises(
             ValueError, match=r"'.*' is not three band numbers from 1 for red, green and blue, such as"

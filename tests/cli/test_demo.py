@@ -134,6 +134,40 @@ def test_images_that_do_not_fit_are_errors_that_name_the_file(demo, tmp_path):
         assert name in error.value.message and str(tmp_path) not in error.value.message
 
 
+def test_a_picture_with_transparency_is_predicted_as_by_predict(demo, checkpoint, scene, tmp_path):
+    rgba = np.dstack([scene, np.full(scene.shape[:2], 255, dtype=np.uint8)])
+    rgba[:20, :, 3], rgba[20:30, :, 3] = 0, 9
+    Image.fromarray(rgba, "RGBA").save(tmp_path / "scene.png")
+    result = demo.predict(str(tmp_path / "scene.png"))
+    assert np.array_equal(np.asarray(result["image"])[20:], scene[20:]) and not np.asarray(result["image"])[:20].any()
+    done = run_command(
+        "predict", "--images", tmp_path / "scene.png", "--checkpoint", checkpoint, "--output_dir", tmp_path / "out"
+    )
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "out" / "labels" / "scene.png") as labels:
+        assert np.array_equal(result["confidence"][0], np.asarray(labels))
+
+
+def test_the_page_advises_only_what_a_visitor_can_do(demo, tmp_path):
+    Image.fromarray(np.full((40, 40), 3000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    write_raster(tmp_path / "two.tif", np.full((2, 8, 8), 7, dtype=np.uint8))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    advice = (
+        "expected 8-bit RGB. Save it with the bands and values that this model reads, or predict the file with `co2s "
+        "predict`, where you can choose them."
+    )
+    expected = {
+        "deep.png": f"deep.png has 1 band of uint16, values 3000 to 3000; {advice}",
+        "two.tif": f"two.tif has 2 bands of uint8, values 7 to 7; {advice}",
+        "broken.png": "broken.png cannot be read as an image; expected PNG, JPEG, TIFF, BMP, WebP or JPEG 2000. Drop "
+        "another image.",
+    }
+    for name, message in expected.items():
+        with pytest.raises(demo_page.gr.Error) as error:
+            demo.predict(str(tmp_path / name))
+        assert error.value.message == message
+
+
 @pytest.mark.parametrize("name", ["drawing.svg", "photo.png", "scene.tif"])
 def test_an_upload_cannot_name_other_files(name, demo, tmp_path):
     write_raster(tmp_path / "private.tif", np.full((3, 8, 8), SECRET, dtype=np.uint16))

@@ -2,10 +2,12 @@
 
 import json
 import shlex
+import shutil
 
 import numpy as np
 import pytest
-from helpers import PLACE, open_folder, run_command, write_raster
+import rasterio
+from helpers import PLACE, SMALL_RUN, open_folder, read_metrics, run_command, write_raster
 from pictures import read_picture
 from PIL import Image
 
@@ -118,6 +120,168 @@ def test_a_data_set_is_pushed_with_its_classes(hub, scenes_folder):
     assert repository.private and {f"data/{split}-00000-of-00001.parquet" for split in SPLITS} <= set(files)
     classes = json.loads(files["classes.json"].data)
     assert [entry["name"] for entry in classes["classes"]] == list(open_folder(scenes_folder).id2label.values())
+
+
+def labelled_scenes(scenes_folder, folder):
+    """Copy the drawn scenes without their lists: all of them have labels."""
+    for name in ("images", "labels"):
+        shutil.copytree(scenes_folder / name, folder / name)
+    shutil.copy(scenes_folder / "classes.json", folder)
+    return folder
+
+
+def test_a_folder_whose_images_all_have_labels_needs_no_unlabelled_set(scenes_folder, base_folder, tmp_path):
+    """The result can be adapted to, and trained on if a fraction was given."""
+    data, output = labelled_scenes(scenes_folder, tmp_path / "data"), tmp_path / "prepared"
+    done = run_command("prepare", "--data_dir", data, "--output_dir", output, "--tile_size", 24)
+    assert done.returncode == 0, done.stderr
+    wrote = f"Wrote 32 labeled, 8 validation images: co2s finetune --checkpoint MODEL --dataset_name {output}\n"
+    assert wrote in done.stdout and sorted(path.name for path in output.glob("*/")) == ["labeled", "validation"]
+    words = ("--dataset_name", output, "--use_cpu", "--max_train_steps", 2, "--per_device_train_batch_size", 2)
+    done = run_command("finetune", "--checkpoint", base_folder, *words, "--output_dir", tmp_path / "tuned")
+    assert done.returncode == 0, done.stderr
+    assert read_metrics(tmp_path / "tuned")["num_images"] == 8
+    done = run_command("train", *words, "--output_dir", tmp_path / "trained")
+    assert done.returncode == 1 and "There is no unlabeled image." in done.stderr
+    words = ("--data_dir", data, "--output_dir", tmp_path / "half", "--tile_size", 24, "--labeled_fraction", "1/2")
+    done = run_command("prepare", *words)
+    assert done.returncode == 0, done.stderr
+    assert "Wrote 16 labeled, 16 unlabeled, 8 validation images: co2s train --dataset_name" in done.stdout
+    words = ("--dataset_name", tmp_path / "half", "--output_dir", tmp_path / "trained", *SMALL_RUN)
+    assert run_command("train", *words).returncode == 0
+
+
+def test_a_fraction_below_one_still_needs_an_unlabelled_image(scenes_folder, tmp_path):
+    data = labelled_scenes(scenes_folder, tmp_path / "data")
+    words = ("--data_dir", data, "--labeled_fraction", "0.99", "--output_dir", tmp_path / "new")
+    done = run_command("prepare", *words)
+    assert done.returncode == 1 and "There is no unlabeled image." in done.stderr
+
+
+SIDE = (200, 160)  # width and height of the orthophoto
+
+
+@pytest.fixture
+def orthophoto(tmp_path):
+    """One image and its label raster. Red and green are the column and the row of a pixel, blue is its label.
+
+    The pixels on the right have no label, and those at the right border no data.
+    """
+    columns, rows = np.meshgrid(np.arange(SIDE[0], dtype=np.uint8), np.arange(SIDE[1], dtype=np.uint8))
+    labels = ((columns // 7 + rows // 5) % 3).astype(np.uint8)
+    labels[:, 160:] = 255
+    image = np.stack([columns, rows, labels])
+    image[:, :, 180:] = 0
+    for name, values in (("images", image), ("labels", labels[None])):
+        (tmp_path / "ortho" / name).mkdir(parents=True)
+        write_raster(tmp_path / "ortho" / name / "city.tif", values, **PLACE)
+    return tmp_path / "ortho"
+
+
+def places(samples) -> list[set[tuple[int, int]]]:
+    """Return the pixels of the orthophoto that each tile shows, after a comparison with its labels."""
+    found = []
+    for image, label in pixels(samples):
+        assert label is None or np.array_equal(label, image[..., 2])
+        found.append({(column, row) for column, row, value in image.reshape(-1, 3).tolist()})
+    return found
+
+
+def prepare_blocks(folder, output, *words):
+    """Prepare tiles of 20 px in blocks of 40 px. Return the pixels of the tiles of each set, and what was printed."""
+    words = ("--data_dir", folder, "--output_dir", output, "--tile_size", 20, "--block_px", 40, *words)
+    done = run_command("prepare", *words)
+    assert done.returncode == 0, done.stderr
+    source = open_source(DataOptions(dataset_name=str(output)), needed=("labeled", "validation"))
+    return {split: places(getattr(source, split)) for split in SPLITS}, done.stdout
+
+
+@pytest.mark.parametrize("overlap", [0, 6])
+def test_one_orthophoto_is_drawn_in_blocks(overlap, orthophoto, tmp_path):
+    """No pixel of a validation block is in a training tile, and all labelled pixels are used."""
+    words = ("--labeled_fraction", "1/4", "--tile_overlap", overlap, "--report", tmp_path / "report.html")
+    tiles, printed = prepare_blocks(orthophoto, tmp_path / "tiles", *words)
+    seen = {split: set().union(*tiles[split]) for split in SPLITS}
+    assert not seen["validation"] & (seen["labeled"] | seen["unlabeled"]) and not seen["labeled"] & seen["unlabeled"]
+    shown = {(column, row) for column in range(180) for row in range(160)}
+    assert seen["labeled"] | seen["unlabeled"] | seen["validation"] == shown
+    assert min(len(pixels) for split in SPLITS for pixels in tiles[split]) > 1  # no tile without data
+    blocks = {split: {(column // 40, row // 40) for column, row in seen[split]} for split in SPLITS}
+    assert len(blocks["validation"]) == 3 and len(blocks["labeled"]) == 3  # of 16 blocks with labels
+    for split in ("labeled", "validation"):
+        assert len(seen[split]) == len(blocks[split]) * 40 * 40  # whole blocks
+        assert max(column for column, _ in seen[split]) < 160
+    assert all(len(pixels) == 400 for pixels in tiles["labeled"])
+    table = {
+        line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.startswith(("blocks", "tiles"))
+    }
+    assert table == {"blocks": ["3", "14", "3"], "tiles": [str(len(tiles[split])) for split in SPLITS]}
+    report = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(line in report for line in printed.splitlines() if line.startswith(("blocks", "tiles")))
+
+
+def test_the_seed_decides_the_blocks(orthophoto, tmp_path):
+    draws = [prepare_blocks(orthophoto, tmp_path / str(n), "--seed", seed)[0] for n, seed in enumerate((1, 1, 2))]
+    assert draws[0] == draws[1] and draws[0]["validation"] != draws[2]["validation"]
+
+
+def test_unlabelled_parts_of_labelled_blocks_become_unlabelled(orthophoto, tmp_path):
+    with rasterio.open(orthophoto / "labels" / "city.tif", "r+") as labels:
+        values = labels.read(1)
+        values[:20] = 255  # the upper half of the first row of blocks
+        labels.write(values, 1)
+    with rasterio.open(orthophoto / "images" / "city.tif", "r+") as image:
+        image.write(values, 3)
+    tiles, _ = prepare_blocks(orthophoto, tmp_path / "tiles")
+    rows = {split: {row for tile in tiles[split] for _, row in tile} for split in SPLITS}
+    assert min(rows["labeled"] | rows["validation"]) >= 20 and min(rows["unlabeled"]) == 0
+    validation = {(column // 40, row // 40) for tile in tiles["validation"] for column, row in tile}
+    assert not validation & {(column // 40, row // 40) for tile in tiles["unlabeled"] for column, row in tile}
+
+
+def test_the_default_blocks_are_enough_for_the_sets(orthophoto, tmp_path):
+    """A validation share of a fifth needs 5 blocks: of 80 px there are 6, of 160 px one."""
+    words = ("--data_dir", orthophoto, "--output_dir", tmp_path / "new", "--tile_size", 20)
+    done = run_command("prepare", *words)
+    assert done.returncode == 0, done.stderr
+    assert "The sets are drawn in blocks of 80 px." in done.stdout
+    words = ("--data_dir", orthophoto, "--output_dir", tmp_path / "other", "--tile_size", 40)
+    assert "The sets are drawn in blocks of 80 px." in run_command("prepare", *words).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--tile_size", 20, "--block_px", 10), "--block_px is 10, but --tile_size is 20. Choose blocks of several "
+         "tiles, such as --block_px 80."),
+        (("--tile_size", 20, "--block_px", 40, "--group_regex", "c"), "--block_px is 40 and --group_regex is 'c'. "
+         "Give one of them"),
+        (("--tile_size", 20, "--block_px", 200), "The images have 1 block with labels, but 2 sets are drawn "
+         "(validation, labeled). Choose smaller blocks with --block_px."),
+        (("--block_px", 40), "--block_px is 40; it goes with --tile_size."),
+    ],
+)  # fmt: skip
+def test_blocks_that_do_not_fit(words, message, orthophoto, tmp_path):
+    done = run_command("prepare", "--data_dir", orthophoto, "--output_dir", tmp_path / "new", *words)
+    assert done.returncode > 0 and message in done.stderr and done.stderr.count("error: ") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_blocks_of_data_with_lists_need_a_fraction(scenes_folder, tmp_path):
+    words = ("--data_dir", scenes_folder, "--tile_size", 16, "--block_px", 32, "--output_dir", tmp_path / "new")
+    done = run_command("prepare", *words)
+    assert done.returncode == 1
+    assert "the data already has its sets, so none are drawn. Leave --block_px out, or draw new" in done.stderr
+    done = run_command("prepare", *words, "--labeled_fraction", "1/2")  # the validation list is kept
+    assert done.returncode == 0, done.stderr
+    again = open_source(DataOptions(dataset_name=str(tmp_path / "new")))
+    assert {sample.image.name[:15] for sample in again.validation} == {"validation_0000", "validation_0001"}
+
+
+def test_wrong_data_is_noticed_before_a_repository_is_created(hub, tmp_path):
+    done = run_command("prepare", "--data_dir", tmp_path / "gone", "--push_to_hub", "user/fields")
+    assert done.returncode == 1 and "which does not exist or is not a folder" in done.stderr
+    assert not hub.repositories
 
 
 @pytest.fixture

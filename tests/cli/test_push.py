@@ -77,7 +77,7 @@ def test_a_missing_card_and_the_handler_are_written(hub, folder):
         (("--space", "user/demo", "--handler"), 2, "--handler, --hub_model_id and --hub_revision are for models."),
         (("--space", "user/demo", "--hub_revision", "v1"), 2, "are for models. A Space runs its main branch."),
         (("--space_dir", "there", "--hub_model_id", "user/x"), 2, "are for models. A Space runs its main branch."),
-        (("--checkpoint", "nowhere", "--hub_model_id", "user/x"), 1, "'nowhere' is not the folder of a model"),
+        (("--checkpoint", "nowhere", "--hub_model_id", "user/x"), 1, "'nowhere' does not exist"),
         (
             ("--checkpoint", "here", "--hub_model_id", "user/x"),
             1,

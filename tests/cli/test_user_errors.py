@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import SMALL_RUN, run_command
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from co2s_hf.cli import convert, demo, evaluate, finetune, predict, prepare, pretrain, push, train
 from co2s_hf.training import loop
@@ -261,6 +262,50 @@ def test_a_missing_folder_is_not_taken_for_a_name_on_the_hub(command, paths, hub
     message = refused(paths, command, "--checkpoint", "/nope/model", expected="/nope/model")
     assert "Repo id" not in message and "does not exist" in message
     assert not hub.requests
+
+
+@pytest.mark.parametrize(
+    "words", [("--hub_model_id", "user/name"), ("--space", "user/demo"), ("--space_dir", "{out}")]
+)
+def test_a_missing_model_is_not_published(words, paths, hub):
+    """A Space of a model that does not exist would fail on the Hub, where nobody sees why."""
+    words = ("push", "--checkpoint", "/nope/model", *(word.format(**paths) for word in words))
+    run = run_command(*words)
+    assert run.returncode in (1, 2) and run.stderr.count("error: ") == 1
+    assert "'/nope/model'" in run.stderr and "does not exist" in run.stderr and "Repo id" not in run.stderr
+    assert not hub.requests and not paths["out"].exists()
+
+
+@pytest.mark.parametrize("command", ["train", "pretrain"])
+def test_a_folder_that_another_run_writes_into_is_refused(command, paths):
+    from co2s_hf.utils.files import locked_folder
+
+    with locked_folder(paths["out"]):
+        refused(paths, command, expected="Another run writes into '{out}'. Wait until it has ended")
+    assert run_command(*(str(word).format(**paths) for word in WORDS[command])).returncode == 0
+
+
+@pytest.mark.parametrize("damage", ["not finite", "truncated", "no weights", "wrong patches"])
+def test_damaged_backbones_to_start_from_are_named(damage, paths, backbones):
+    folder = paths["out"].parent / "backbone"
+    shutil.copytree(backbones[1], folder)
+    weights = folder / "model.safetensors"
+    if damage == "not finite":
+        tensors = load_file(weights)
+        tensors["norm.weight"][0] = float("nan")
+        save_file(tensors, weights, {"format": "pt"})
+    elif damage == "wrong patches":
+        change_config(patch_size=0)(folder)
+    elif damage == "truncated":
+        truncate(folder)
+    else:
+        weights.unlink()
+    sizes = ("--tile_size", 32, "--crop_size", 32, "--per_device_train_batch_size", 2, "--max_train_steps", 2)
+    words = ("pretrain", "dinov3", "--images", paths["data"] / "images", *sizes, "--output_dir", paths["out"])
+    run = run_command(*words, "--init", folder)
+    assert run.returncode == 1 and run.stderr.count("error: ") == 1
+    assert f"--init {folder}" in run.stderr.replace("--init is", "--init") and "learning_rate" not in run.stderr
+    assert not paths["out"].exists()
 
 
 @pytest.mark.parametrize("option", ["--clip_model", "--dinov3_model"])

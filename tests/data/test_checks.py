@@ -115,9 +115,9 @@ ERRORS = {
         lambda f: (f / "labels" / "labeled_0000.png").write_bytes(b"broken"),
         r"labels/labeled_0000.png cannot be read as an image",
     ),
-    "four bands": (
-        lambda f: write_image(f, "unlabeled_0002", "RGBA"),
-        r"unlabeled_0002.png has the PIL mode 'RGBA' \(4 bands of uint8\); expected 8-bit RGB. .*`bands=\(1, 2, 3\)`",
+    "more than 8 bits": (
+        lambda f: write_image(f, "unlabeled_0002", "I"),
+        r"unlabeled_0002.png has 1 band of uint16, values 0 to 0; expected 8-bit RGB. Use `scale=\(\(0, 1\),\)`",
     ),
     "all ignored": (
         lambda f: write_labels(f, "validation_", 255),
@@ -220,13 +220,13 @@ def test_findings_are_merged_by_kind_and_cause():
 def test_causes_of_unreadable_files_are_separate(folder):
     for n in range(4):
         (folder / "images" / f"unlabeled_000{n}.png").unlink()
-    write_image(folder, "unlabeled_0004", "RGBA")
+    write_image(folder, "unlabeled_0004", "I")
     with pytest.raises(DataError) as caught:
         open_folder(folder)
     lines = str(caught.value).splitlines()
     assert lines[:2] == ["The data cannot be used: 5 errors.", "unreadable files (5):"]
     assert [line.split("unlabeled_")[-1][:4] for line in lines[2:5]] == ["0000", "0001", "0002"]
-    assert lines[5] == "  ... and 1 more." and "unlabeled_0004.png has the PIL mode 'RGBA'" in lines[6]
+    assert lines[5] == "  ... and 1 more." and "unlabeled_0004.png has 1 band of uint16" in lines[6]
     assert len(lines) == 7
 
 

@@ -318,7 +318,7 @@ def test_percentiles_give_one_scale_for_all_sets(folder):
         path.unlink()
     for path in (folder / "splits").glob("*.txt"):
         path.write_text(re.sub(r"(images/\S+)\.png", r"\1.tif", path.read_text(encoding="utf-8")), encoding="utf-8")
-    with pytest.raises(UserError, match=r"uint16, values .*`scale='percentiles'`"):
+    with pytest.raises(UserError, match=r"uint16, values .*`scale='percentiles'` computes one range"):
         open_folder(folder)
     data = open_folder(folder, scale="percentiles")
     training = np.stack([array for name, array in values.items() if not name.startswith("validation")])

@@ -1,9 +1,10 @@
+import os
 import re
 
 import pytest
 
 from co2s_hf.data.splits import draw_labeled, draw_validation, hash_labels, hash_lists, read_list, write_lists
-from co2s_hf.utils.errors import UserError
+from co2s_hf.utils.errors import UserError, UserValueError
 
 
 def sets(*classes):
@@ -177,3 +178,16 @@ def test_draws_are_those_of_earlier_runs():
     classes = sets({0}, {1}, {0, 2}, {0}, {1}, {0}, {2}, {0, 1})
     assert draw_labeled(classes, 0.5, 3) == ([6, 7, 0, 3], [4, 1, 5, 2])
     assert draw_validation(classes, list("aabbccdd"), 0.25, 3) == ([2, 3], [0, 1, 4, 5, 6, 7])
+
+
+def test_names_longer_than_those_of_files_are_refused_and_not_printed(tmp_path):
+    (tmp_path / "val.txt").write_text(f"images/a.png labels/{'b' * 5000}.png\n", encoding="utf-8")
+    with pytest.raises(UserValueError, match=r"val.txt, line 1: 'labels/b+\.\.\.' has 5011 characters") as error:
+        read_list(tmp_path / "val.txt", label_needed=True)
+    assert len(str(error.value)) < 500
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "val.txt")
+    with pytest.raises(UserValueError, match=r"val.txt is no file, but a folder or a device"):
+        read_list(tmp_path / "val.txt", label_needed=True)

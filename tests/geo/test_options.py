@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from co2s_hf.geo import options
-from co2s_hf.geo.options import SceneOptions
+from co2s_hf.geo.options import SceneOptions, VectorLabelOptions
 from co2s_hf.utils.errors import UserValueError
 
 
@@ -36,6 +36,38 @@ def test_polygons_go_beside_the_map_or_into_a_named_file():
     assert SceneOptions(vector=".gpkg").vector_path(destination) == Path("maps/north.gpkg")
     assert SceneOptions(vector="a/b.parquet").vector_path(destination) == Path("a/b.parquet")
     assert SceneOptions(vector=Path("a/b.parquet")).vector == "a/b.parquet"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"class_column": "type"}, "`class_column` goes with `vector_labels`"),
+        (
+            {"vector_labels": ["a.gml"]},
+            "`vector_labels` is 'a.gml'; expected a file that ends in .gpkg, .*or .parquet.",
+        ),
+        ({"vector_labels": ["a.zip"]}, "files in archives: `ogr2ogr OUT.gpkg IN`"),
+        ({"vector_labels": ["a.shp"], "layer": "b"}, "`layer` is 'b', but no file of `vector_labels` is a GeoPackage"),
+        ({"vector_labels": ["a.shp"], "labeled_area": "some"}, "`labeled_area` is 'some'; .*or .parquet, or 'all'"),
+        (
+            {"vector_labels": ["a.gpkg"], "labeled_area": "all", "labeled_area_layer": "b"},
+            "`labeled_area_layer` is 'b', but no file of `labeled_area` is a GeoPackage",
+        ),
+        ({"vector_labels": ["a.shp"], "buffer_m": 0.0}, "`buffer_m` is 0.0; it must be a finite number above 0"),
+        ({"vector_labels": ["a.shp"], "class_map": {}}, "`class_map` is empty"),
+        ({"vector_labels": ["a.shp"], "class_map": {"a": " "}}, "`class_map` maps 'a' to ' '; neither may be empty"),
+        ({"vector_labels": ["a.shp"], "priority": ["a", "b", "a"]}, "`priority` names the class 'a' twice"),
+    ],
+)
+def test_wrong_options_of_polygons_as_labels_are_refused(given, message):
+    with pytest.raises(UserValueError, match=message):
+        VectorLabelOptions(**given)
+
+
+def test_options_of_polygons_as_labels_take_paths():
+    options = VectorLabelOptions(vector_labels=[Path("a/b.GPKG")], labeled_area=Path("c.shp"), layer="d")
+    assert (options.vector_labels, options.labeled_area) == (["a/b.GPKG"], "c.shp")
+    assert VectorLabelOptions().vector_labels is None
 
 
 def test_options_import_neither_torch_nor_rasterio():

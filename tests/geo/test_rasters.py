@@ -1,9 +1,13 @@
+import os
+
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from helpers import PLACE, write_raster
 from hostile import SECRET, mosaic, tiff
 
+from co2s_hf.data.bands import BandsError
 from co2s_hf.geo.rasters import SceneRaster, UnreadableScene
 from co2s_hf.utils.errors import UserValueError
 
@@ -47,8 +51,8 @@ def test_percentiles_ignore_the_pixels_without_data_of_each_band(tmp_path):
     values = np.random.default_rng(0).uniform(50, 2500, (3, 40, 50)).astype(np.float32)
     values[0, :8], values[1, 20:, :10] = -9999, np.inf
     write_raster(tmp_path / "scene.tif", values, **PLACE, nodata=-9999)
-    with SceneRaster(str(tmp_path / "scene.tif")) as scene:
-        found = scene.image_rule("percentiles").scale
+    with SceneRaster(str(tmp_path / "scene.tif"), scale="percentiles") as scene:
+        found = scene.image_rule().scale
     for (low, high), band in zip(found, values):
         valid = band[np.isfinite(band) & (band != -9999)]
         assert (low, high) == pytest.approx(tuple(np.percentile(valid, (2, 98))), rel=1e-5)
@@ -59,9 +63,11 @@ def test_scenes_without_metres_and_missing_bands_are_refused(tmp_path):
                  transform=PLACE["transform"])  # fmt: skip
     with pytest.raises(UserValueError, match="cannot be converted to metres"):
         SceneRaster(str(tmp_path / "scene.tif"), resample_to_m=2.0)
-    with pytest.raises(
-        UnreadableScene, match=r"band 3 \(\w+\): uint8, 1 to 1. There is no band 7. Choose .*`bands=\(3, 2, 1\)`"
-    ):
+    expected = (
+        r"scene.tif has 3 bands of uint8 \(red, green, blue\), values 1 to 1; there is no band 7. Bands 1, 2 and 3 "
+        r"are red, green and blue. Use `bands=\(1, 2, 3\)`.$"
+    )
+    with pytest.raises(BandsError, match=expected):
         SceneRaster(str(tmp_path / "scene.tif"), bands=(1, 2, 7))
 
 
@@ -126,5 +132,18 @@ def test_scenes_with_huge_blocks_or_many_bands_are_refused(tmp_path):
     with pytest.raises(UnreadableScene, match=r"a.tif has blocks of 60000 x 60000 pixels, 6.7 GiB; .*smaller blocks"):
         SceneRaster(str(tmp_path / "a.tif"))
     write_raster(tmp_path / "b.tif", np.ones((400, 4, 4), dtype=np.uint16), **PLACE)
-    with SceneRaster(str(tmp_path / "b.tif")) as scene:
-        assert scene.held().count("\n") == 31 and scene.held().endswith("\n  and 370 more")
+    with SceneRaster(str(tmp_path / "b.tif")) as scene, pytest.raises(BandsError, match="has 400 bands of uint16"):
+        scene.image_rule()
+
+
+@pytest.mark.parametrize("numbers", [(0.5, 0.5, 9, 0.5, 0.5, 9), (0, 0, 9, 0, 0, 9), (np.nan, 0, 9, 0, -1, 9)])
+def test_transforms_that_give_pixels_no_area_are_refused(numbers, tmp_path):
+    path = write_raster(tmp_path / "a.tif", np.ones((3, 8, 8), np.uint8), **PLACE | {"transform": Affine(*numbers)})
+    with pytest.raises(UnreadableScene, match=r"a.tif has the transform \(.*\), which gives its pixels no area"):
+        SceneRaster(str(path))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.tif")
+    with pytest.raises(UserValueError, match=r"a.tif is no file, but a pipe or a device"):
+        SceneRaster(str(tmp_path / "a.tif"))

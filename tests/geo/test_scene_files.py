@@ -82,3 +82,17 @@ def test_an_output_with_the_suffix_of_another_file_is_refused(folder):
 )
 def test_the_name_of_an_address_has_no_secret(address, name):
     assert scene_name(address) == name
+
+
+def test_files_of_a_folder_that_are_no_scenes_are_named_with_the_reason(folder, caplog):
+    find_scenes(["scenes"])
+    assert not caplog.messages
+    for name in ("c.png", "deep/d.JPG", "e.png", "a.png", "cube.nc", "labels.txt", ".hidden.png"):
+        (folder / "scenes" / name).touch()
+    assert sorted(find_scenes(["scenes"])) == ["scenes/a.tif", "scenes/b.JP2", "scenes/deep/a.tif"]
+    assert caplog.messages == [  # a.png shows a.tif
+        "3 files are left out of 'scenes' (.jpg, .png): pictures have no position on Earth. To predict them as "
+        "images: `images=['scenes']`.",
+        "1 file is left out of 'scenes' (.nc): such a file may contain several rasters. Name one of them, such as "
+        "NETCDF:file.nc:band.",
+    ]

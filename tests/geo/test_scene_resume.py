@@ -130,6 +130,11 @@ def test_a_complete_map_of_another_device_or_batch_size_stays(segment, tmp_path)
 def test_another_precision_or_another_model_is_refused(interrupted, segment):
     with pytest.raises(UserValueError, match=r"model\.dtype was torch\.float32, now torch\.bfloat16"):
         segment(make_model(crop_size=16).bfloat16(), destination=interrupted, resume=True, **SCORES)
+    message = (
+        r"model\.dtype was torch\.float32, now torch\.float32 with autocast to torch\.bfloat16\. Use the previous"
+    )
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(UserValueError, match=message):
+        segment(make_model(crop_size=16), destination=interrupted, resume=True, **SCORES)
     with pytest.raises(UserValueError, match=r"other settings: model\.weights was \w+, now \w+\. Use the previous"):
         segment(make_model(seed=1, crop_size=16), destination=interrupted, resume=True, **SCORES)
 

@@ -1,10 +1,18 @@
 import pytest
 import torch
-from helpers import Pixelwise, load_parity
+from helpers import Pixelwise, load_parity, make_model
+from pretended_devices import PretendedDevices, place
 
 from co2s_hf import Co2SConfig, Co2SForSemanticSegmentation
 from co2s_hf.inference.images import fused_logits
-from co2s_hf.inference.windows import Window, WindowGrid, joined_pieces, sliding_window_logits, window_starts
+from co2s_hf.inference.windows import (
+    Window,
+    WindowGrid,
+    joined_pieces,
+    precision,
+    sliding_window_logits,
+    window_starts,
+)
 from co2s_hf.utils.errors import UserValueError
 
 
@@ -35,6 +43,29 @@ def test_joined_windows_equal_the_prediction_of_the_whole_image(size, crop):
         )
         torch.testing.assert_close(logits["clip"], image)
         torch.testing.assert_close(logits["dinov3"], 2 * image)
+
+
+def test_windows_of_students_on_two_devices_are_joined():
+    image = torch.randn(1, 3, 24, 40)
+    expected = sliding_window_logits(make_model(), image, 16, flip=True)
+    with PretendedDevices():
+        model = place(make_model(), {"clip": "cuda:0", "dinov3": "cuda:1"})
+        found = sliding_window_logits(model, image, 16, flip=True)
+        for name, value in expected.items():
+            assert found[name].device == torch.device("cuda:0") and torch.equal(found[name], value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "expected"),
+    [
+        (torch.float32, None, "torch.float32"),
+        (torch.bfloat16, None, "torch.bfloat16"),
+        (torch.float32, torch.bfloat16, "torch.float32 with autocast to torch.bfloat16"),
+    ],
+)
+def test_the_precision_is_that_of_the_weights_and_of_autocast(dtype, autocast, expected):
+    with torch.autocast("cpu", autocast, enabled=autocast is not None):
+        assert precision(make_model().to(dtype)) == expected
 
 
 def test_values_out_of_range_are_refused():

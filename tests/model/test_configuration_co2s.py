@@ -113,6 +113,15 @@ def test_rope_augmentation_is_off_and_the_given_config_is_unchanged():
         ({"decoder_layer_norm_eps": -1.0}, "`decoder_layer_norm_eps` is -1.0"),
         ({"id2label": {0: "all"}, "palette": None}, "a segmentation model needs at least two classes"),
         ({"decoder_channels": "many"}, "decoder_channels"),
+        ({"decoder_channels": 2**20}, "`decoder_channels` is 1048576; it must be at most 65536"),
+        ({"decoder_pool_size": 2**20}, "`decoder_pool_size` is 1048576; it must be at most 8192"),
+        ({"decoder_dilations": (1, 2**20)}, "(1, 1048576); give one or more, each from 1 to 8192"),
+        ({"clip_logits_size": 2**20}, "`clip_logits_size` is 1048576; it must be at most 8192, or None"),
+        ({"crop_size": 2**20}, "`crop_size` is 1048576; it must be at most 8192, or None"),
+        ({"dinov3_config": {**BACKBONE, "hidden_size": 2**20}}, "`dinov3_config.hidden_size` is 1048576; it must"),
+        ({"clip_config": {**BACKBONE, "hidden_size": 16, "image_size": 2**20}}, "patch size (32) to 8192"),
+        ({"num_labels": 2**40, "id2label": None, "palette": None}, "is 1099511627776; it must be at most 255"),
+        ({"id2label": dict(enumerate(map(str, range(256)))), "palette": None}, "is 256; it must be at most 255"),
     ],
 )  # fmt: skip
 def test_errors_name_the_value_and_what_is_allowed(fields, message):

@@ -172,6 +172,11 @@ WRONG_STATISTICS = [
     ({"image_mean": [0.5, 0.5]}, "`image_mean` has 2 values and `image_std` has 3"),
     ({"rescale_factor": 0.0}, "`rescale_factor` is 0.0; expected a finite number above 0"),
     ({"rescale_factor": float("nan")}, "`rescale_factor` is nan"),
+    ({"do_resize": True}, "`size` is {}; with `do_resize`, expected"),
+    ({"do_resize": True, "size": {"shortest_edge": 0}}, "`size` is {'shortest_edge': 0}; with `do_resize`, expected"),
+    ({"do_resize": True, "size": {"height": 9, "width": -1}}, "`size` is {'height': 9, 'width': -1}; with"),
+    ({"do_resize": True, "size": {"shortest_edge": 2**20}}, "`size` is {'shortest_edge': 1048576}; with"),
+    ({"do_resize": True, "size": {"shortest_edge": 9}, "resample": 99}, "`resample` is 99; expected one of [0, "),
 ]
 
 

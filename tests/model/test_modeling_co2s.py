@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from helpers import load_parity, make_config, make_model, save_checkpoint
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, get_peft_model
+from pretended_devices import PretendedDevices, place
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation, CLIPVisionModel, DINOv3ViTModel, Trainer, TrainingArguments
 
@@ -234,6 +235,22 @@ def test_model_with_weights_offloaded_to_disk_agrees(model, images, tmp_path):
         tmp_path / "model", device_map={"clip": "cpu", "dinov3": "disk"}, offload_folder=tmp_path / "offload"
     )
     torch.testing.assert_close(offloaded(images).logits, model(images).logits)
+
+
+@pytest.mark.parametrize("fusion", ["confidence", "average"])
+@pytest.mark.parametrize("devices", [("cuda:0", "cuda:1"), ("cuda:1", "cuda:0")])
+def test_students_on_two_devices_are_fused_on_that_of_the_images(devices, fusion, model, images):
+    labels = torch.arange(2 * 16 * 24).view(2, 16, 24) % 3
+    changes = {"fusion": fusion, "clip_temperature": 2.0}
+    expected = make_model(**changes)(images, labels=labels)
+    with PretendedDevices():
+        model = place(make_model(**changes), dict(zip(("clip", "dinov3"), devices)))
+        found = model(images.to("cuda:0"), labels=labels.to("cuda:0"))
+        alone = model.student_logits(images.to("cuda:0"))
+        for name, value in expected.items():
+            assert found[name].device == torch.device("cuda:0") and torch.equal(found[name], value)
+        for name, value in alone.items():
+            assert value.device == torch.device("cuda:0") and torch.equal(value, expected[f"{name}_logits"])
 
 
 def test_lora_adapts_the_convolutions_of_the_decoder(model, images):

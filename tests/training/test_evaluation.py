@@ -1,5 +1,7 @@
 import json
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,6 +75,30 @@ def test_every_pixel_is_counted_once(scenes_folder):
     assert torch.equal(found.confusion.counts, matrices["fused"].counts)
     assert found.scores["clip"] == Scores.from_confusion(matrices["clip"], data.id2label)
     assert (found.data, found.num_images, found.step, found.data_hash) == (scenes_folder.name, 2, 3, data.hash)
+
+
+def test_each_process_reads_its_own_samples_alone(scenes_folder):
+    data = open_folder(scenes_folder)
+    samples = [*data.labeled, *data.validation]
+    model = make_model(id2label=data.id2label, palette=data.palette)
+    processor, read = Co2SImageProcessor.from_model_config(model.config), []
+
+    class Recorded(list):
+        """Samples that record which of them are read. A row of a data set contains the bytes of its files."""
+
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+        def __iter__(self):
+            return (self[index] for index in range(len(self)))
+
+    for rank, expected in ((0, [0, 2, 4]), (1, [1, 3])):
+        process = SimpleNamespace(num_processes=2, process_index=rank, is_main_process=False, autocast=nullcontext)
+        matrices = confusion_matrices(model, processor, Recorded(samples), 32, process)
+        own = confusion_matrices(model, processor, samples[rank::2], 32, Accelerator(cpu=True))
+        assert torch.equal(matrices["fused"].counts, own["fused"].counts) and read == expected
+        read.clear()
 
 
 def test_scores_by_hand(matrix):

@@ -7,6 +7,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from helpers import forget_accelerator, run_command
 
+from co2s_hf.cli.train import COMMAND
 from co2s_hf.training.options import TrainingOptions
 from co2s_hf.training.run import start_accelerate
 from co2s_hf.utils import devices
@@ -122,6 +123,15 @@ def test_number_of_worker_processes(device, cores, processes, start_method, expe
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: start_method)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert default_num_workers(torch.device(device)) == expected
+
+
+def test_a_recipe_of_the_paper_reads_images_in_worker_processes_on_a_gpu(monkeypatch):
+    """The number depends on the machine, so a recipe has none."""
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: range(3), raising=False)
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", OTHER_DEVICE)
+    options = COMMAND.parse(["--config", "whdld"])[TrainingOptions]
+    start_accelerate(options)
+    assert options.dataloader_num_workers == 3
 
 
 @pytest.mark.parametrize(

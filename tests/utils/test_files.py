@@ -12,6 +12,7 @@ from co2s_hf.utils.errors import UserFileExistsError, UserOSError
 from co2s_hf.utils.files import (
     check_new_folder,
     clean,
+    locked_folder,
     recover,
     remove_results,
     write_json,
@@ -253,3 +254,15 @@ def test_names_as_long_as_the_disk_allows_are_written(tmp_path):
     with written_beside(tmp_path / ("b" * 255)) as folder:
         (folder / "file").touch()
     assert sorted(len(path.name) for path in tmp_path.iterdir()) == [255, 255]
+
+
+def test_a_folder_is_locked_until_the_block_ends(tmp_path):
+    with locked_folder(tmp_path / "run"):
+        with (
+            pytest.raises(UserOSError, match=r"Another run writes into '.*run'\. Wait until"),
+            locked_folder(tmp_path / "run"),
+        ):
+            pass
+        assert list((tmp_path / "run").iterdir()) == []
+    with locked_folder(tmp_path / "run"):
+        pass

@@ -49,10 +49,18 @@ def class_shares(source: Source) -> dict[str, dict[int, float]]:
     return shares
 
 
-def data_table(source: Source) -> str:
-    """Format the number of images, their sizes and the class shares of each set."""
+def data_table(source: Source, num_tiles: dict[str, int] | None = None) -> str:
+    """Format the number of images or blocks, their sizes and the class shares of each set.
+
+    Args:
+        source: The opened source.
+        num_tiles: "labeled", "unlabeled" and "validation" -> number of tiles, if the images are cut.
+    """
     shares = class_shares(source)
-    rows = [("images", [str(len(getattr(source, split))) for split in SPLITS])]
+    kind = "images" if source.block_px is None else "blocks"
+    rows = [(kind, [str(len(getattr(source, split))) for split in SPLITS])]
+    if num_tiles is not None:
+        rows.append(("tiles", [str(num_tiles.get(split, 0)) for split in SPLITS]))
     sizes = {split: np.array([facts.size for facts in source.scans[split].images]).reshape(-1, 2) for split in SPLITS}
     for axis, name in enumerate(("width, px", "height, px")):
         rows.append((name, [_range(sizes[split][:, axis]) for split in SPLITS]))
@@ -66,29 +74,31 @@ def data_table(source: Source) -> str:
     return "\n".join(lines)
 
 
-def announce(source: Source, report_path: str | Path | None = None):
+def announce(source: Source, report_path: str | Path | None = None, num_tiles: dict[str, int] | None = None):
     """Print the content of the data and the warnings about it, and write a report if a path is given.
 
     Args:
         source: The opened source.
         report_path: File of the report, see [`write_report`].
+        num_tiles: Number of tiles of each set, if the images are cut.
     """
-    print(data_table(source))
+    print(data_table(source, num_tiles))
     if source.findings:
         print(report_findings(source.findings))
     if report_path is not None:
-        write_report(source, report_path)
+        write_report(source, report_path, num_tiles)
         print(f"Wrote a report of the data: {report_path}")
 
 
 @literal_text
-def write_report(source: Source, path: str | Path):
+def write_report(source: Source, path: str | Path, num_tiles: dict[str, int] | None = None):
     """Draw samples of each checked set, class shares and image sizes.
 
     Args:
         source: The opened source.
         path: File to write. A path that ends in .png gives a picture. A path that ends in .html gives a page, which
             also contains the table and the warnings.
+        num_tiles: Number of tiles of each set, if the images are cut.
 
     Raises:
         UserValueError: The path ends in neither .png nor .html.
@@ -109,7 +119,7 @@ def write_report(source: Source, path: str | Path):
         path,
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>Data report</title>"
         "<style>body{font-family:sans-serif;margin:2em}img{max-width:100%}</style>"
-        f"<h1>Data report</h1><p>Sets {source.hash}</p><pre>{html.escape(data_table(source))}</pre>"
+        f"<h1>Data report</h1><p>Sets {source.hash}</p><pre>{html.escape(data_table(source, num_tiles))}</pre>"
         f"<h2>Findings</h2><pre>{html.escape(findings)}</pre>"
         "<h2>Samples, class shares, sizes</h2>"
         f"<img alt='samples and histograms' src='data:image/png;base64,{picture_bytes}'>"

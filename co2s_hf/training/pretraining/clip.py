@@ -69,7 +69,7 @@ def build_clip(options: ClipOptions, labels: ImageLabels) -> tuple[CLIPModel, Pr
 
 def _load_clip(init: str) -> tuple[CLIPModel, PreTrainedTokenizerBase]:
     """Load a CLIP model to train, and its tokenizer."""
-    with loading(f"`init` {init}"):
+    with loading(f"`init` {init}", name=init):
         model = load_pretrained(CLIPModel, init, "CLIP").train()
         tokenizer = AutoTokenizer.from_pretrained(find_backbone(init))
     if len(tokenizer) != model.config.text_config.vocab_size:

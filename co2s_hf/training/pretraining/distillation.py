@@ -26,7 +26,7 @@ def build_dinov3(options: Dinov3Options) -> DINOv3ViTModel:
         UserOSError: `init` cannot be loaded.
     """
     if options.init is not None:
-        with loading(f"`init` {options.init}"):
+        with loading(f"`init` {options.init}", name=options.init):
             return load_pretrained(DINOv3ViTModel, options.init, "DINOv3's backbone").train()
     return DINOv3ViTModel(
         DINOv3ViTConfig(

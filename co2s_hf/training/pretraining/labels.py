@@ -1,6 +1,7 @@
 """Read tags or captions of images from a CSV file."""
 
 import csv
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def read_image_labels(path: Path) -> ImageLabels:
     """Read a CSV file with the columns `image` and `tags` or `caption`.
 
     Args:
-        path: The file. Its column `image` has paths relative to its folder.
+        path: The file. Its column `image` has paths relative to its folder. A backslash separates folders, too.
 
     Raises:
         UserValueError: The file cannot be read, a column is missing, an image does not exist or is named twice, or it
@@ -41,13 +42,13 @@ def read_image_labels(path: Path) -> ImageLabels:
     column, rows = _read_rows(path)
     texts, problems = {}, []
     for line, name, text in rows:
-        image = (path.parent / name).resolve()
-        if not name or not image.is_file():
-            problems.append(f"line {line}: '{name}' is not a file")
+        image = (path.parent / name.replace("\\", "/")).resolve()
+        if not name or not os.path.isfile(image):
+            problems.append(f"line {line}: '{name:.200}' is not a file")
         elif image in texts:
-            problems.append(f"line {line}: '{name}' is named twice")
+            problems.append(f"line {line}: '{name:.200}' is named twice")
         elif not text.strip():
-            problems.append(f"line {line}: '{name}' has no {column}")
+            problems.append(f"line {line}: '{name:.200}' has no {column}")
         else:
             tags = (tag.replace("-", " ").lower() for tag in text.split())
             texts[image] = tuple(dict.fromkeys(tags)) if column == "tags" else (" ".join(text.lower().split()),)

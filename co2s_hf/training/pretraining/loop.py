@@ -8,6 +8,7 @@ losses, run the steps (`train`) and save the backbone (`finish`).
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from ...model.text_guidance_co2s import find_backbone, unknown_words
 from ...utils.devices import make_accelerator
 from ...utils.errors import UserValueError, loading
 from ...utils.figures import draw_curves
-from ...utils.files import recover, write_json, write_text, written_beside
+from ...utils.files import locked_folder, recover, write_json, write_text, written_beside
 from ..checkpoints import checkpoint_step, load_checkpoint, save_checkpoint
 from ..logbook import read_log
 from .card import make_card
@@ -138,7 +139,12 @@ def start(options: PretrainingOptions, model_type: str) -> Pretraining:
             config = AutoConfig.from_pretrained(find_backbone(options.init))
         if config.model_type != model_type:
             raise UserValueError(f"`init` is {options.init}, a {config.model_type} model; expected {model_type}.")
-        options.check_grid(getattr(config, "vision_config", config).patch_size)
+        patch_size = getattr(getattr(config, "vision_config", config), "patch_size", None)
+        if not isinstance(patch_size, int) or patch_size < 1:
+            raise UserValueError(
+                f"`init` is {options.init}, which has the patch size {patch_size}; expected 1 or more."
+            )
+        options.check_grid(patch_size)
     if options.teacher is not None:
         read_teacher_config(options.teacher, options.teacher_layer)
     return Pretraining(options, accelerator, checkpoint)
@@ -211,7 +217,21 @@ def train(
         tiles: The tiles to train on.
         patch_size: Side of the model's patches in pixels.
         features: Features of the teacher. None: no teacher.
+
+    Raises:
+        UserOSError: Another run writes into the output folder.
     """
+    with locked_folder(pretraining.output_dir) if pretraining.accelerator.is_main_process else nullcontext():
+        _train(pretraining, objective, tiles, patch_size, features)
+
+
+def _train(
+    pretraining: Pretraining,
+    objective: nn.Module,
+    tiles: list[Tile],
+    patch_size: int,
+    features: TeacherFeatures | None,
+):
     options, accelerator = pretraining.options, pretraining.accelerator
     if accelerator.is_main_process:
         begin(options, tiles, pretraining.checkpoint)

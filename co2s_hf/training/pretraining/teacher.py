@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedCo
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ...data.views import normalize
+from ...model.loading_co2s import check_finite
 from ...model.text_guidance_co2s import find_backbone
 from ...utils.errors import UserError, UserOSError, UserValueError, loading
 from ...utils.files import try_lock
@@ -54,6 +55,10 @@ def read_teacher_config(name: str, layer: int | None) -> PreTrainedConfig:
             f"`teacher` is {name}, a {config.model_type} model, which has no patch tokens. Name a vision "
             "transformer such as DINOv2 or DINOv3."
         )
+    if patch_size < 1 or layers < 1:
+        raise UserValueError(
+            f"`teacher` is {name}, which has {layers} layers and patches of {patch_size} px; expected 1 or more."
+        )
     if layer is not None and not 1 <= layer <= layers:
         raise UserValueError(f"`teacher_layer` is {layer}; {name} has the layers 1 to {layers}.")
     return config
@@ -77,6 +82,7 @@ class Teacher:
         source = find_backbone(name)
         with loading(f"`teacher` {name}", name=name):
             model = AutoModel.from_pretrained(source, dtype=torch.float32)
+            check_finite(model.state_dict().items(), f"'{name}'")
         model = getattr(model, "vision_model", model)
         self.layer = config.num_hidden_layers if layer is None else layer
         self.norm = next((child for key, child in model.named_children() if key in NORMS), torch.nn.Identity())

@@ -1,5 +1,6 @@
 """Cut images into square tiles, and draw augmented crops of the tiles that are aligned to the patches."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,10 +88,12 @@ def _excluded(folders: Sequence[str], list_file: Path) -> set[Path]:
     found = set()
     for line in filter(None, map(str.strip, lines)):
         name = line.split("\t")[0].strip() if "\t" in line else line.split()[0]
-        existing = [root / name for root in roots if (root / name).is_file()]
+        name = name.replace("\\", "/")  # as in lists that were written on Windows
+        is_below = not Path(name).is_absolute() and ".." not in Path(name).parts
+        existing = [root / name for root in roots if is_below and os.path.isfile(root / name)]
         if not existing:
             raise UserValueError(
-                f"{list_file} names '{name}', which is not below {', '.join(folders)}. Correct the line."
+                f"{list_file} names '{name:.200}', which is not below {', '.join(folders)}. Correct the line."
             )
         found |= {path.resolve() for path in existing}
     return found

@@ -64,3 +64,9 @@ def test_a_file_that_is_not_text_is_an_error(csv_file):
     csv_file.write_bytes("image,tags\nimages/a.png,Bäume\n".encode("latin-1"))
     with pytest.raises(UserValueError, match="is not a CSV file in UTF-8"):
         read_image_labels(csv_file)
+
+
+def test_a_backslash_separates_folders(csv_file):
+    """As in files that were written on Windows."""
+    csv_file.write_text("image,tags\nimages\\a.png,sea\n", encoding="utf-8")
+    assert read_image_labels(csv_file).texts == {csv_file.parent.resolve() / "images" / "a.png": ("sea",)}
