@@ -183,7 +183,8 @@ class ImageRule:
         result = np.empty((*values.shape[1:], 3), dtype=np.uint8)
         for place in range(3):  # one band at a time, which takes less memory
             low, high = np.float32(self.scale[place % len(self.scale)])
-            scaled = (values[place % len(values)].astype(np.float32) - low) * (255 / (high - low))
+            with np.errstate(over="ignore"):  # -3.4e38, a usual value for "no data", becomes infinite and then 0
+                scaled = (values[place % len(values)].astype(np.float32) - low) * (255 / (high - low))
             result[..., place] = np.nan_to_num(scaled, nan=0.0).clip(0, 255).round()
         return result
 

@@ -60,6 +60,12 @@ def test_nodata_and_nan_become_black(tmp_path):
     assert image[2, 2].tolist() == [128] * 3  # one band stands for all three
 
 
+def test_huge_values_are_clipped_without_a_warning(recwarn):
+    values = np.array([[[-3.4e38, 0.5, 3.4e38]]], dtype=np.float32)
+    assert ImageRule(scale=((0, 1),)).to_8_bit(values)[0, :, 0].tolist() == [0, 128, 255]
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
