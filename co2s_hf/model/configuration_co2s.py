@@ -24,6 +24,8 @@ SAT493M_STD = [0.213, 0.156, 0.143]
 
 # Limits for the files of strangers: larger sizes take all memory, before weights are looked for or in a prediction.
 MOST_LAYERS, MOST_CHANNELS, MOST_CLASSES, LARGEST_SIDE = 1000, 2**16, 255, 2**13
+MOST_IN_BACKBONE = {"hidden_size": MOST_CHANNELS, "intermediate_size": MOST_CHANNELS, "num_channels": MOST_CHANNELS}
+MOST_IN_BACKBONE |= {"num_attention_heads": MOST_CHANNELS, "num_hidden_layers": MOST_LAYERS}
 
 # Decoder sizes for backbones of a hidden size up to `SMALL_WIDTH`. The paper's decoders would need most of the time.
 SMALL_WIDTH = 256
@@ -136,6 +138,9 @@ class Co2SConfig(PreTrainedConfig):
             were RGB images.
         image_scale (`list[list[float]]`, *optional*):
             `[low, high]` for each of these bands, or one pair for all: the values that were mapped to 0 and 255.
+        ground_sampling_distance_m (`float`, *optional*):
+            Height and width on the ground, in metres, of a pixel of the training images as the model saw them: after
+            `base_size`, before the random scale. `None`: unknown.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of newly initialised learnable queries.
 
@@ -212,6 +217,7 @@ class Co2SConfig(PreTrainedConfig):
     crop_size: int | None = None
     image_bands: list[int] | tuple[int, ...] | None = None
     image_scale: list[list[float | int]] | list[tuple[float | int, ...]] | tuple[tuple[float, ...], ...] | None = None
+    ground_sampling_distance_m: float | int | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -219,6 +225,9 @@ class Co2SConfig(PreTrainedConfig):
             # With this entry, `pipeline` would require `trust_remote_code=True`, although this package is installed.
             kwargs.pop("custom_pipelines", None)
         _check_number_of_classes(kwargs.get("num_labels"))  # the base class makes a name for each of them
+        for name in ("clip_config", "dinov3_config"):
+            if isinstance(getattr(self, name), dict):
+                check_backbone(getattr(self, name), f"{name}.")
         super().__post_init__(**kwargs)
         if self.id2label is not None and self.label2id is None:
             self.label2id = {label: index for index, label in self.id2label.items()}
@@ -324,9 +333,7 @@ class Co2SConfig(PreTrainedConfig):
         """Check the sizes of the two backbones."""
         for name in ("clip_config", "dinov3_config"):
             backbone = getattr(self, name)
-            most = {"hidden_size": MOST_CHANNELS, "intermediate_size": MOST_CHANNELS, "num_channels": MOST_CHANNELS}
-            most |= {"num_attention_heads": MOST_CHANNELS, "num_hidden_layers": MOST_LAYERS}
-            _check_range(backbone, most, f"{name}.")
+            _check_range(backbone, MOST_IN_BACKBONE, f"{name}.")
             if not isinstance(backbone.patch_size, int) or backbone.patch_size < 1:
                 raise ValueError(
                     f"`{name}.patch_size` is {backbone.patch_size}; patches are square: give one integer >= 1."
@@ -452,7 +459,12 @@ class Co2SConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}_std` is {std}; every value must be a finite number above 0.")
 
     def validate_inputs(self):
-        """Check the bands and the scale of the training files, with which images are read for prediction."""
+        """Check the bands, the scale and the ground sampling distance with which files are read for prediction."""
+        distance_m = self.ground_sampling_distance_m
+        if distance_m is not None and not 0 < distance_m < math.inf:  # false for NaN, too
+            raise ValueError(
+                f"`ground_sampling_distance_m` is {distance_m}; it must be a finite number above 0, or None."
+            )
         if self.image_bands is not None and not (self.image_bands and min(self.image_bands) >= 1):
             raise ValueError(f"`image_bands` is {list(self.image_bands)}; bands are counted from 1, or None.")
         if self.image_scale is None:
@@ -465,14 +477,36 @@ class Co2SConfig(PreTrainedConfig):
             )
 
 
+def check_backbone(values: dict, prefix: str = ""):
+    """Refuse sizes with which a damaged `config.json` of a backbone would take all time or memory.
+
+    A configuration is an object only after this check, because that of DINOv3 makes a name for each layer.
+
+    Args:
+        values: Content of the `config.json`. Its text and vision parts are checked, too.
+        prefix: What stands in front of the names in a message.
+
+    Raises:
+        ValueError: A size is out of range.
+    """
+    for name, value in values.items():
+        if name in ("text_config", "vision_config") and isinstance(value, dict):
+            check_backbone(value, f"{prefix}{name}.")
+        elif name in MOST_IN_BACKBONE and isinstance(value, int):
+            _check_size(f"{prefix}{name}", value, MOST_IN_BACKBONE[name])
+
+
 def _check_range(config: PreTrainedConfig, most: dict[str, int], prefix: str = "", least: int = 1):
     """Check sizes: name of the field -> largest value that is allowed. `prefix` stands in front of the names."""
     for name, largest in most.items():
-        value = getattr(config, name)
-        if value < least:
-            raise ValueError(f"`{prefix}{name}` is {value}; it must be at least {least}.")
-        if value > largest:
-            raise ValueError(f"`{prefix}{name}` is {value}; it must be at most {largest}.")
+        _check_size(f"{prefix}{name}", getattr(config, name), largest, least)
+
+
+def _check_size(name: str, value: int, most: int, least: int = 1):
+    if value < least:
+        raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
+    if value > most:
+        raise ValueError(f"`{name}` is {value}; it must be at most {most}.")
 
 
 def _check_number_of_classes(number: int | None):
@@ -480,4 +514,4 @@ def _check_number_of_classes(number: int | None):
         raise ValueError(f"`num_labels` is {number}; it must be at most {MOST_CLASSES}.")
 
 
-__all__ = ["FUSIONS", "SAT493M_MEAN", "SAT493M_STD", "SMALL_DECODER", "SMALL_WIDTH", "Co2SConfig"]
+__all__ = ["FUSIONS", "SAT493M_MEAN", "SAT493M_STD", "SMALL_DECODER", "SMALL_WIDTH", "Co2SConfig", "check_backbone"]

@@ -11,9 +11,17 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, CLIPTextModelWithProjection, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    CLIPTextModelWithProjection,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
+from .configuration_co2s import check_backbone
 from .loading_co2s import check_finite
 
 
@@ -78,7 +86,7 @@ def load_pretrained(model_class: type[PreTrainedModel], name_or_path: str, role:
 
     Raises:
         OSError: The repository is missing, gated or cannot be reached, or weights of the model are missing.
-        ValueError: A weight is not finite.
+        ValueError: A size in the configuration is out of range, or a weight is not finite.
     """
     source = find_backbone(name_or_path)
     verbosity = logging.get_verbosity()
@@ -86,6 +94,7 @@ def load_pretrained(model_class: type[PreTrainedModel], name_or_path: str, role:
     logging.set_verbosity_error()
     try:
         with _explain_failure(name_or_path, role):
+            check_backbone(model_class.config_class.get_config_dict(source, **kwargs)[0])
             model, info = model_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **kwargs)
     finally:
         logging.set_verbosity(verbosity)
@@ -97,6 +106,21 @@ def load_pretrained(model_class: type[PreTrainedModel], name_or_path: str, role:
     check_finite(model.state_dict().items(), f"'{name_or_path}'")
     model.config.name_or_path = str(name_or_path)  # saved models must not name the folder of a shipped backbone
     return model.eval()
+
+
+def read_backbone_config(name_or_path: str) -> PreTrainedConfig:
+    """Read the configuration of a backbone of any type.
+
+    Args:
+        name_or_path: Hub name, shipped name or local folder.
+
+    Raises:
+        OSError: The configuration is missing or cannot be read.
+        ValueError: A size is out of range.
+    """
+    source = find_backbone(name_or_path)
+    check_backbone(PreTrainedConfig.get_config_dict(source)[0])
+    return AutoConfig.from_pretrained(source)
 
 
 def find_backbone(name_or_path: str) -> str:
@@ -189,5 +213,6 @@ __all__ = [
     "encode_class_concepts",
     "find_backbone",
     "load_pretrained",
+    "read_backbone_config",
     "unknown_words",
 ]

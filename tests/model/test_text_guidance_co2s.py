@@ -129,7 +129,7 @@ def test_error_for_a_gated_repository_names_it_and_the_remedy(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError("You are trying to access a gated repo. 403 Client Error.")
 
-    monkeypatch.setattr(CLIPVisionModelWithProjection, "from_pretrained", refuse)
+    monkeypatch.setattr(CLIPVisionModelWithProjection.config_class, "get_config_dict", refuse)
     with pytest.raises(OSError, match=r"'someone/gated'.*https://huggingface.co/someone/gated.*gated repo"):
         Co2SForSemanticSegmentation.from_backbones("someone/gated", "x", id2label=LABELS)
 

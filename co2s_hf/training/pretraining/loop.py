@@ -20,9 +20,9 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from ...model.text_guidance_co2s import find_backbone, unknown_words
+from ...model.text_guidance_co2s import read_backbone_config, unknown_words
 from ...utils.devices import make_accelerator
 from ...utils.errors import UserValueError, loading
 from ...utils.figures import draw_curves
@@ -136,7 +136,7 @@ def start(options: PretrainingOptions, model_type: str) -> Pretraining:
         recover(name)
     if options.init is not None:
         with loading(f"`init` {options.init}", name=options.init):
-            config = AutoConfig.from_pretrained(find_backbone(options.init))
+            config = read_backbone_config(options.init)
         if config.model_type != model_type:
             raise UserValueError(f"`init` is {options.init}, a {config.model_type} model; expected {model_type}.")
         patch_size = getattr(getattr(config, "vision_config", config), "patch_size", None)

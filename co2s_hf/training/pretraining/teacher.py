@@ -17,12 +17,12 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig
+from transformers import AutoImageProcessor, AutoModel, PreTrainedConfig
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ...data.views import normalize
 from ...model.loading_co2s import check_finite
-from ...model.text_guidance_co2s import find_backbone
+from ...model.text_guidance_co2s import find_backbone, read_backbone_config
 from ...utils.errors import UserError, UserOSError, UserValueError, loading
 from ...utils.files import try_lock
 from .tiles import Tile
@@ -47,7 +47,7 @@ def read_teacher_config(name: str, layer: int | None) -> PreTrainedConfig:
         UserValueError: The model has no patch tokens, or no such layer.
     """
     with loading(f"`teacher` {name}", name=name):
-        config = AutoConfig.from_pretrained(find_backbone(name))
+        config = read_backbone_config(name)
     config = getattr(config, "vision_config", config)
     layers, patch_size = getattr(config, "num_hidden_layers", None), getattr(config, "patch_size", None)
     if not isinstance(layers, int) or not isinstance(patch_size, int):
