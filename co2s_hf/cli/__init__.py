@@ -4,6 +4,7 @@
 - `output`: rewrites what a command prints.
 - `arguments`: flags that several commands share.
 - `train`, `pretrain`, `finetune`, `evaluate`, `predict`, `prepare`, `push`, `convert`, `demo`: the commands.
+- `vector_flags`: the flags of `prepare` for rasters with polygons as labels.
 - `model_folders`: completes a trained folder with its card, and publishes it.
 - `demo_page`: the page of `co2s demo`.
 

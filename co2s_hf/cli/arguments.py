@@ -94,14 +94,17 @@ DATA = Group(
             "Images without a download. real: aerial images of Dubai in this package; drawn: artificial scenes. "
             "Default: real, unless other data is named."
         ),
-        "data_dir": Flag("Folder with images/ and labels/. Unless the sets are drawn, splits/ has their lists."),
+        "data_dir": Flag(
+            "Folder with images/ and labels/, or an export of the QGIS plugin Deepness. Unless the sets are drawn, "
+            "splits/ has their lists."
+        ),
         "dataset_name": Flag(
             "Data set on the Hub, or a local folder: from `co2s prepare`, from save_to_disk, or with parquet files."
         ),
         "dataset_config": Flag("Configuration of --dataset_name, if it has several."),
         "dataset_revision": Flag("Branch, tag or commit of the data set on the Hub."),
         "dataset": Flag("Benchmark of the paper. The images come from the Hub, or from a copy in --data_dir."),
-        "partition": Flag("Labelled share of the benchmark, such as 1_24. Default: the smallest."),
+        "partition": Flag("Labelled share of the benchmark, such as 1_24; all: every label. Default: the smallest."),
         "splits_dir": Flag(
             "Folder with labeled.txt, unlabeled.txt and val.txt. Default: splits/ of --data_dir; for --dataset the "
             "authors' lists."

@@ -10,8 +10,8 @@
   # Scenes with other bands or more than 8 bits.
   co2s predict scene.tif --output map.tif --bands 4,3,2 --scale percentiles
 
-  # Read the scene at the ground sampling distance of the training, and also write polygons.
-  co2s predict scene.tif --output map.tif --resample_to 0.3 --vector map.gpkg --min_area_m2 20
+  # Also write polygons. Read the scene at 0.3 m, for a model that does not know the resolution of its training images.
+  co2s predict scene.tif --output map.tif --vector map.gpkg --min_area_m2 20 --resample_to 0.3
 
   # Images without georeference: write a label map in the classes' colours and an overlay for each of them.
   co2s predict --images photo.jpg more_photos/ --save_confidence
@@ -40,11 +40,21 @@ from pathlib import Path
 from typing import Literal
 
 from ..data.options import DataOptions
-from ..geo.options import SceneOptions
+from ..geo.options import NOT_RESAMPLED, SceneOptions
 from ..utils.errors import UserError, UserValueError
 from ..utils.redaction import redact
 from .arguments import DATA, InferenceArguments, choose_data
 from .command_line import Command, Flag, Group, own_group, setting
+
+
+def parse_distance(text: str) -> float | str:
+    """Parse a number of metres. "none" is returned unchanged."""
+    if text == NOT_RESAMPLED:
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"'{text}' is not a number of metres, such as 0.3, or none") from error
 
 
 @dataclass
@@ -82,7 +92,9 @@ SCENE = Group(
         ),
         "windows_per_batch": Flag("Windows per forward pass.", name="WINDOWS"),
         "resample_to": Flag(
-            "Ground sampling distance in metres at which the scene is read. Give that of the training images.",
+            "Ground sampling distance in metres at which the scene is read; none: that of the scene. Default: that of "
+            "the training images if the model knows it and the scene differs by more than 10 %, else none.",
+            parse_distance,
             name="METRES",
         ),
         "save_confidence": Flag("Also write the confidence of the fused prediction (for images, too)."),

@@ -3,6 +3,10 @@
   # Draw the sets of a folder. To train on the result: `co2s train --dataset_name prepared/fields`.
   co2s prepare --data_dir path/to/folder --labeled_fraction 1/8 --output_dir prepared/fields
 
+  # Use polygons as labels of orthophotos. Here, pixels between polygons have no class.
+  co2s prepare ortho.tif more/*.tif --vector_labels parcels.gpkg --class_column type --background ignore \\
+      --output_dir prepared/valley
+
   # Only check the data, and draw its samples and class shares.
   co2s prepare --data_dir path/to/folder --report report.html
 
@@ -27,6 +31,12 @@ With --block_px, images are first cut into square blocks, and a block is in one 
 block, also with --tile_overlap, so no pixel of a validation tile is in a training tile. A block at the right or lower
 border is smaller, or up to half a block larger. Without --block_px, an image is in one set as a whole if enough images
 have labels; fewer images are cut into blocks. With --tile_size, tiles in which no pixel has a label become unlabelled.
+
+With --vector_labels, rasters come first, before any flag: files, folders, patterns, mosaics (VRT), web addresses. They
+are read window by window, so they may have any size. Pixels without data have no class, and tiles without data are
+left out. The sets are drawn in blocks, unless there is a --validation_area: all tiles that touch it are then
+validation tiles, and their pixels outside it have no class. So no pixel of the area is in a training tile, and the
+scores are those of the area.
 """
 
 import shlex
@@ -34,25 +44,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..data.options import DataOptions
+from ..geo.options import TileOptions, VectorLabelOptions
 from ..utils.errors import UserValueError
-from ..utils.ranges import check_ranges
+from ..utils.ranges import check_above_zero, check_ranges
 from .arguments import DATA
 from .command_line import Command, Flag, Group, own_group, setting
+from .vector_flags import VECTOR, check_rasters
 
 
 @dataclass
 class PrepareArguments:
     """Where to write the data set, and how to cut images."""
 
+    rasters: list[str] | None = setting(
+        None,
+        "Georeferenced rasters that --vector_labels labels: files, folders, file patterns, web addresses.",
+        "RASTER",
+    )
     output_dir: str | None = setting(None, "New folder for the data set.")
     push_to_hub: str | None = setting(None, "Repository on the Hub to write the data set to.", "user/name")
     private: bool = setting(False, "Create the repository as private; refuse an existing public one.")
-    tile_size: int | None = setting(None, "Cut larger images into square tiles of this side, in pixels.")
+    tile_size: int | None = setting(
+        None,
+        f"Cut larger images into square tiles of this side, in pixels. Default for rasters: {TileOptions.tile_size}.",
+    )
     tile_overlap: int = setting(0, "Least number of pixels that neighbouring tiles share.")
     block_px: int | None = setting(
         None,
         "Draw the sets in square blocks of this side in pixels, at least --tile_size. Default: whole images; if fewer "
-        "images than sets have labels, blocks of up to 4 tiles.",
+        "images than sets have labels, and for rasters, blocks of up to 4 tiles.",
+    )
+    resample_to: float | None = setting(
+        None, "Ground sampling distance in metres at which rasters are cut. Default: their own.", "METRES"
     )
     report: str | None = setting(None, "Draw samples, class shares and sizes into this file (.html or .png).")
     seed: int = setting(0, "Seed of the drawn sets.")
@@ -65,8 +88,16 @@ class PrepareArguments:
         if self.private and self.push_to_hub is None:
             raise UserValueError("`private` goes with `push_to_hub`.")
         check_ranges(self, {"tile_size": 1, "tile_overlap": 0, "block_px": 1, "seed": 0})
+        check_above_zero(self, "resample_to")
+        if self.rasters:
+            self.tile_size = self.tile_size or TileOptions.tile_size
         if self.block_px is not None and self.tile_size is None:
             raise UserValueError(f"`block_px` is {self.block_px}; it goes with `tile_size`.")
+        if self.resample_to is not None and not self.rasters:
+            raise UserValueError(
+                f"`resample_to` is {self.resample_to}; it goes with rasters: `co2s prepare ortho.tif` with "
+                "`vector_labels` and `class_column`."
+            )
 
 
 SPLIT_COLUMN = Flag(
@@ -78,11 +109,15 @@ COMMAND = Command(
     description=__doc__,
     groups=[
         own_group("result", PrepareArguments),
+        VECTOR,
         Group(DATA.title, DATA.options, DATA.flags | {"split_column": SPLIT_COLUMN}),
     ],
+    positional="rasters",
     first=(
         "data_dir",
         "dataset_name",
+        "vector_labels",
+        "class_column",
         "labeled_fraction",
         "tile_size",
         "block_px",
@@ -97,30 +132,40 @@ def main(words: Sequence[str] | None = None):
     """Run `co2s prepare` with these words, or those of this process."""
     arguments = COMMAND.parse(words)
     with COMMAND.user_errors():
-        run(arguments[PrepareArguments], arguments[DataOptions])
+        run(arguments[PrepareArguments], arguments[DataOptions], arguments[VectorLabelOptions])
 
 
-def run(args: PrepareArguments, data_options: DataOptions):
+def run(args: PrepareArguments, data_options: DataOptions, vector_options: VectorLabelOptions):
     """Check the data, and write the data set."""
     import tempfile
 
     from ..data.export import check_tiles
     from ..data.listings import list_samples
-    from ..hub.publishing import claim_repository
     from ..utils.files import check_new_folder
 
-    if not data_options.has_source:
-        raise UserValueError("Name the data to prepare: `data_dir`, `dataset_name` or `dataset`.")
+    check_rasters(args.rasters, vector_options, data_options)
+    if not (args.rasters or data_options.has_source):
+        raise UserValueError(
+            "Name the data to prepare: `data_dir`, `dataset_name` or `dataset`; or rasters, with polygons as labels: "
+            "`co2s prepare ortho.tif`, `vector_labels` and `class_column`."
+        )
     check_tiles(args.tile_size, args.tile_overlap)
     if args.output_dir is not None:
         check_new_folder(args.output_dir)
-    data_options.fill()
-    listing = list_samples(data_options)
-    repository = None
-    if args.push_to_hub is not None:  # before the images are read, which may take hours
-        repository = claim_repository(args.push_to_hub, args.private, kind="dataset")
     with tempfile.TemporaryDirectory() as temporary:
-        prepare(args, data_options, listing, repository, temporary)
+        if args.rasters:
+            prepare_labels(args, data_options, vector_options, temporary)
+            return
+        data_options.fill()
+        listing = list_samples(data_options)
+        prepare(args, data_options, listing, claim(args), temporary)
+
+
+def claim(args: PrepareArguments) -> str | None:
+    """Claim the repository on the Hub, if there is one, before images are read, which may take hours."""
+    from ..hub.publishing import claim_repository
+
+    return None if args.push_to_hub is None else claim_repository(args.push_to_hub, args.private, kind="dataset")
 
 
 def prepare(args: PrepareArguments, data_options: DataOptions, listing, repository: str | None, temporary: str):
@@ -129,7 +174,6 @@ def prepare(args: PrepareArguments, data_options: DataOptions, listing, reposito
 
     from ..data.block_sets import BlockCut
     from ..data.export import prepared
-    from ..data.reading import ImageRule
     from ..data.sources import open_source
     from ..data.validation.report import announce
 
@@ -154,10 +198,33 @@ def prepare(args: PrepareArguments, data_options: DataOptions, listing, reposito
     if args.tile_size is not None:
         num_tiles = {name: len(table) for name, table in splits.items()}
     announce(source, args.report, num_tiles)
+    finish(args, source, splits, repository, temporary)
+
+
+def prepare_labels(
+    args: PrepareArguments, data_options: DataOptions, vector_options: VectorLabelOptions, temporary: str
+):
+    """Cut rasters into tiles with the labels of polygons, and write the data set."""
+    from ..data.validation.report import announce
+    from ..geo.prepared_rasters import labeled_rasters, prepare_rasters
+
+    tiles = TileOptions(args.tile_size, args.tile_overlap, args.block_px, args.resample_to)
+    with labeled_rasters(args.rasters, vector_options, data_options, tiles) as cutter:
+        repository = claim(args)
+        found = prepare_rasters(cutter, data_options, temporary, args.seed, progress=True)
+    print("\n".join(found.summary))
+    announce(found.source, args.report)
+    finish(args, found.source, found.splits, repository, temporary)
+
+
+def finish(args: PrepareArguments, source, splits, repository: str | None, temporary: str):
+    """Say how raw files are read, and write the data set if there is a place for it."""
+    from ..data.reading import ImageRule
+
     if (rule := source.read_rule) != ImageRule():
         print(
-            f"The images are written as RGB, from bands {rule.bands or 'in file order'} with scale {rule.scale}. To "
-            "predict raw files with a model trained on them, give the same --bands and --scale."
+            f"The images are written as RGB, from bands {rule.bands or 'in file order'} with scale {rule.scale}. A "
+            "model that is trained on them reads raw files in the same way."
         )
     if args.output_dir is not None or repository is not None:
         write_data_set(args, source, splits, repository, temporary)

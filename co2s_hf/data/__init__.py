@@ -12,6 +12,7 @@
 - block_sets: whether sets are drawn in blocks, and these sets
 - benchmarks: classes and protocol of the paper's six benchmarks
 - benchmark_lists: the authors' image lists of these benchmarks, and whether given lists are the same
+- deepness: tiles and masks that the QGIS plugin Deepness exported
 - listings: the images of a folder, a `datasets` data set or a benchmark, and its classes.json
 - sources: `open_source`, which lists, draws and checks the three sets
 - validation: reads every file once and reports everything that is wrong

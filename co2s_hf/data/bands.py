@@ -246,6 +246,8 @@ def _problem(found: RasterBands, bands: Bands | None, scale: Scale | str | None,
     is_16_bit = all(found.dtypes[number - 1] in ("uint16", "int16") for number in used)
     if preset is not None and scale is not None and scale == PRESETS[preset].scale and not is_16_bit:
         return f"the values that `bands='{preset}'` scales are integers of 16 bits"
+    if found.is_8_bit(used) and _exceeds_8_bit(scale):
+        return f"`scale={_numbers(scale)!r}` is for values above 255"
     return "expected 8-bit RGB" if scale is None and not found.is_8_bit(used) else None
 
 
@@ -291,8 +293,7 @@ def _advised_scale(
 ) -> Scale | str | None:
     """Return the scale to advise for some bands. A scale that was chosen is named again, if it fits their type."""
     if scale is not None:
-        is_too_wide = not isinstance(scale, str) and max(high for _, high in scale) > 255
-        return ((0, 255),) if found.is_8_bit(bands) and is_too_wide else scale
+        return ((0, 255),) if found.is_8_bit(bands) and _exceeds_8_bit(scale) else scale
     if found.is_8_bit(bands):
         return None
     if np.isnan(values).all(axis=1).any():
@@ -315,10 +316,20 @@ def _rounded(low: float, high: float) -> tuple[float, float]:
 
 def _flags(bands: Bands | str | None, scale: Scale | str | None) -> str:
     """Return `bands` and `scale` as they are passed to functions. The command line turns them into flags."""
-    if isinstance(scale, tuple):
-        scale = tuple(tuple(int(value) if value == int(value) else value for value in pair) for pair in scale)
-    chosen = (("bands", bands), ("scale", scale))
+    chosen = (("bands", bands), ("scale", _numbers(scale)))
     return " and ".join(f"`{name}={value!r}`" for name, value in chosen if value is not None)
+
+
+def _numbers(scale: Scale | str | None) -> Scale | str | None:
+    """Return a scale with whole numbers as integers, which are shorter in messages."""
+    if not isinstance(scale, tuple):
+        return scale
+    return tuple(tuple(int(value) if value == int(value) else value for value in pair) for pair in scale)
+
+
+def _exceeds_8_bit(scale: Scale | str | None) -> bool:
+    """Return whether a scale is for values that 8 bits cannot have. It would make an 8-bit image almost black."""
+    return isinstance(scale, tuple) and max(high for _, high in scale) > 255
 
 
 def _clean(text: str) -> str:

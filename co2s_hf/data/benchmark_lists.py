@@ -12,7 +12,7 @@ from huggingface_hub.constants import HF_HOME
 
 from ..utils.errors import UserFileNotFoundError, UserOSError, UserValueError
 from ..utils.files import write_text
-from .benchmarks import BENCHMARKS
+from .benchmarks import ALL_LABELS, BENCHMARKS
 from .splits import SPLIT_FILES, SPLITS, Line, read_list
 
 
@@ -49,9 +49,12 @@ def list_name(dataset: str, denominator: int, split: str) -> str:
 
     Args:
         dataset: Key of `BENCHMARKS`.
-        denominator: Denominator of the labelled share. All shares have the same validation list.
-        split: "labeled", "unlabeled" or "validation".
+        denominator: Denominator of the labelled share. 1: every training image is labelled. All shares have the same
+            validation list.
+        split: "labeled", "unlabeled" or "validation". There is no list of unlabelled images if all are labelled.
     """
+    if split == "labeled" and denominator == 1:
+        return f"{dataset}/{BENCHMARKS[dataset].full_list}"
     folder = dataset if split == "validation" else f"{dataset}/1_{denominator}"
     return f"{folder}/{SPLIT_FILES[split]}"
 
@@ -61,7 +64,8 @@ def load_lists(dataset: str, denominator: int, splits_dir: Path | None = None) -
 
     Args:
         dataset: Key of `BENCHMARKS`.
-        denominator: Denominator of the labelled share.
+        denominator: Denominator of the labelled share. 1: every training image is labelled, and there are no
+            unlabelled images.
         splits_dir: Folder of the lists: the authors' folder of all lists, its subfolder of one benchmark, or a folder
             with labeled.txt, unlabeled.txt and val.txt, such as the `splits/` of a run. These lists may differ from
             the authors' lists, see [`list_warnings`]. None: the authors' lists are downloaded once, in the version of
@@ -74,15 +78,18 @@ def load_lists(dataset: str, denominator: int, splits_dir: Path | None = None) -
     """
     lists = {}
     for split in SPLITS:
+        if split == "unlabeled" and denominator == 1:
+            lists[split] = []
+            continue
         name = list_name(dataset, denominator, split)
-        path = _downloaded(name) if splits_dir is None else _find_list(splits_dir, name)
+        path = _downloaded(name) if splits_dir is None else _find_list(splits_dir, name, SPLIT_FILES[split])
         lists[split] = read_list(path, label_needed=split != "unlabeled")
     return lists
 
 
-def _find_list(splits_dir: Path, name: str) -> Path:
+def _find_list(splits_dir: Path, name: str, name_in_run: str) -> Path:
     """Find a list in the authors' folder of all lists, in its subfolder of one benchmark, or in a folder of a run."""
-    names = dict.fromkeys((name, name.split("/", 1)[1], name.rsplit("/", 1)[1]))
+    names = dict.fromkeys((name, name.split("/", 1)[1], name_in_run))
     for candidate in names:
         if (splits_dir / candidate).exists():
             return splits_dir / candidate
@@ -138,7 +145,7 @@ def list_warnings(dataset: str, denominator: int, lists: dict[str, list[Line]]) 
 
     Args:
         dataset: Key of `BENCHMARKS`.
-        denominator: Denominator of the labelled share.
+        denominator: Denominator of the labelled share. 1: every training image is labelled.
         lists: "labeled", "unlabeled" and "validation" -> lines.
 
     Returns:
@@ -148,14 +155,17 @@ def list_warnings(dataset: str, denominator: int, lists: dict[str, list[Line]]) 
     labeled = facts.num_labeled(denominator)
     sizes = {"labeled": labeled, "unlabeled": facts.num_training - labeled, "validation": facts.num_validation}
     messages = []
+    share = f"1/{denominator}" if denominator > 1 else f"partition {ALL_LABELS}"
     for split, size in sizes.items():
+        if split == "unlabeled" and denominator == 1:  # there is no such list
+            continue
         lines, expected = lists[split], read_digests()[list_name(dataset, denominator, split)].lines
         if digest_lines(lines, with_labels=split != "unlabeled") == expected:
             continue
         difference = f"the paper's list has {size}"
         if len(lines) == size:
             difference = "the paper's list has as many, but other names of images or label files"
-        found = f"The {split} list of {dataset} at 1/{denominator} has {len(lines)} images"
+        found = f"The {split} list of {dataset} at {share} has {len(lines)} images"
         messages.append(f"{found}; {difference}. Results will not be comparable with the paper.")
     return messages
 

@@ -7,6 +7,7 @@ from ..utils.errors import UserValueError
 
 
 DATASETS_REPOSITORY = "XavierJiezou/co2s-datasets"  # on the Hub: <folder>/images, <folder>/labels
+ALL_LABELS = "all"  # the partition in which every training image keeps its labels
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Benchmark:
             and the classes start at 0.
         crop_size: Side of training crops and of evaluation windows, in pixels.
         images_per_device: Labelled images per step on each of the paper's four GPUs.
+        full_list: The authors' list of all training images, below the folder of the benchmark's lists.
         num_epochs: Passes through the unlabelled list.
         base_size: (long, short) side in pixels. Training images are scaled to fit into it before the random scale.
             None: no scaling.
@@ -61,26 +63,31 @@ class Benchmark:
     reduce_labels: bool
     crop_size: int
     images_per_device: int
+    full_list: str = "train.txt"
     num_epochs: int = 80
     base_size: tuple[int, int] | None = (2048, 512)
     eval_short_side: int = 512
 
     def num_labeled(self, partition: int) -> int:
-        """Return the number of training images that keep their labels at 1/partition."""
+        """Return the number of training images that keep their labels at 1/partition. 1: all of them."""
         return self.num_training // partition
 
     def denominator(self, partition: str | None) -> int:
-        """Return the denominator of a partition such as "1_24" or "1/24". None: that of the smallest share.
+        """Return the denominator of a partition such as "1_24" or "1/24"; 1 for "all".
+
+        None: the denominator of the smallest share.
 
         Raises:
             UserValueError: The benchmark has no lists for it.
         """
         if partition is None:
             return self.partitions[0]
+        if partition == ALL_LABELS:
+            return 1
         denominators = {f"1{sign}{denominator}": denominator for denominator in self.partitions for sign in "_/"}
         if partition not in denominators:
             known = ", ".join(f"1_{denominator}" for denominator in self.partitions)
-            raise UserValueError(f"`partition` is '{partition}'; {self.folder} has {known}.")
+            raise UserValueError(f"`partition` is '{partition}'; {self.folder} has {known}, {ALL_LABELS}.")
         return denominators[partition]
 
     @property
@@ -213,7 +220,14 @@ _MARS_CLASSES = (
 
 
 # The classes of GID-15, MER and MSL start at 0 in the label files; those of the other benchmarks start at 1.
-_from_0 = partial(Benchmark, reduce_labels=False, crop_size=512, images_per_device=1, partitions=(8, 4))
+_from_0 = partial(
+    Benchmark,
+    reduce_labels=False,
+    crop_size=512,
+    images_per_device=1,
+    partitions=(8, 4),
+    full_list="all/labeled.txt",
+)
 _from_1 = partial(Benchmark, reduce_labels=True)
 
 BENCHMARKS = {

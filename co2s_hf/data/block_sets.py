@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..utils.errors import UserValueError
 from .block_files import cut_samples, read_size
-from .blocks import default_block_px, draw_blocks
+from .blocks import check_block_px, default_block_px, draw_blocks
 from .options import PERCENTILES_SCALE, DataOptions
 from .reading import ImageRule
 from .samples import Samples
@@ -34,11 +34,7 @@ class BlockCut:
     block_px: int | None = None
 
     def __post_init__(self):
-        if self.block_px is not None and self.block_px < self.tile_size:
-            raise UserValueError(
-                f"`block_px` is {self.block_px}, but `tile_size` is {self.tile_size}. Choose blocks of several tiles, "
-                f"such as `block_px={4 * self.tile_size}`."
-            )
+        check_block_px(self.block_px, self.tile_size)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,19 @@ def _z_order(column: int, row: int) -> int:
     return sum((column >> bit & 1) << 2 * bit | (row >> bit & 1) << 2 * bit + 1 for bit in bits)
 
 
+def check_block_px(block_px: int | None, tile_size: int):
+    """Check that a block is not smaller than a tile.
+
+    Raises:
+        UserValueError: It is smaller.
+    """
+    if block_px is not None and block_px < tile_size:
+        raise UserValueError(
+            f"`block_px` is {block_px}, but `tile_size` is {tile_size}. Choose blocks of several tiles, such as "
+            f"`block_px={4 * tile_size}`."
+        )
+
+
 def default_block_px(sizes: Sequence[tuple[int, int]], tile_size: int, enough: int) -> int:
     """Return a side of blocks: four or two tiles if this gives enough blocks, or else one tile.
 

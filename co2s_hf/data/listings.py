@@ -5,7 +5,10 @@ lies below its folder: the names of lists are checked by [`read_list`], and a cl
 
 classes.json describes the classes. It is either a list in label order,
 `[{"name": "water", "color": [0, 0, 255], "concepts": ["water", "lake"]}, ...]`, or an object
-`{"classes": [...], "ignore_index": 255}`. An entry with `"ignore": true` is a colour that means "no class".
+`{"classes": [...], "ignore_index": 255}`. An entry with `"ignore": true` is a colour that means "no class". The object
+may also have facts about the images. `"ground_sampling_distance_m": 0.3` is the size of their pixels on the ground.
+`"converted_from": {"bands": [4, 3, 2], "scale": [[0, 3000]]}` says that the images are RGB already, and how they were
+made from raw files. A model that is trained on them reads raw files in the same way.
 """
 
 import json
@@ -25,9 +28,10 @@ from huggingface_hub.errors import EntryNotFoundError
 from ..utils.errors import UserFileNotFoundError, UserOSError, UserValueError
 from .benchmark_lists import list_warnings, load_lists
 from .benchmarks import BENCHMARKS, DATASETS_REPOSITORY
+from .deepness import MASK_RULE, TILES_KIND, are_tiles, find_tiles
 from .image_files import CONTROL_CHARACTERS
 from .options import DataOptions
-from .reading import IGNORE, IMAGE_SUFFIXES, LabelRule, find_images
+from .reading import IGNORE, IMAGE_SUFFIXES, ImageRule, LabelRule, find_images
 from .samples import Samples
 from .splits import SPLIT_FILES, SPLITS, Line, read_list
 from .validation.checks import Finding
@@ -35,6 +39,9 @@ from .validation.checks import Finding
 
 CLASSES_FILE = "classes.json"
 LARGEST_CLASSES_FILE = 2**20  # bytes
+LARGEST_BAND = 2**16  # larger numbers are mistakes: formats of rasters have at most 65535 bands
+LARGEST_VALUE = 1e38  # of a band: about the largest value of float32
+LARGEST_DISTANCE_M = 1e6  # largest ground sampling distance
 OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}  # other names of a split
 
 
@@ -46,11 +53,16 @@ class ClassDescription:
         classes: One entry per class in label order, with a "name" and optionally a "color" and "concepts".
         ignore_colors: Colours that mean "no class".
         ignore_index: Value in label files that means "no class".
+        ground_sampling_distance_m: Height and width of a pixel of the images on the ground, in metres. None: unknown.
+        converted_from: Rule by which the images were made from raw files. The images themselves are read without a
+            rule. None: they were not converted.
     """
 
     classes: tuple[dict, ...] = ()
     ignore_colors: tuple[tuple[int, int, int], ...] = ()
     ignore_index: int = IGNORE
+    ground_sampling_distance_m: float | None = None
+    converted_from: ImageRule | None = None
 
     @property
     def names(self) -> list[str]:
@@ -71,7 +83,7 @@ class ClassDescription:
     def renamed(self, names: Sequence[str]) -> "ClassDescription":
         """Return a description of other classes. A class that keeps its name keeps its colour and concepts."""
         known = {entry["name"]: entry for entry in self.classes}
-        return ClassDescription(tuple(known.get(name, {"name": name}) for name in names), (), self.ignore_index)
+        return replace(self, classes=tuple(known.get(name, {"name": name}) for name in names), ignore_colors=())
 
 
 def read_classes(path: Path) -> ClassDescription:
@@ -102,7 +114,43 @@ def read_classes(path: Path) -> ClassDescription:
     if len(classes) > IGNORE:
         raise UserValueError(f"{path} has {len(classes)} classes; expected at most {IGNORE}. Remove some of them.")
     ignored = tuple(tuple(entry["color"]) for entry in entries if entry.get("ignore") and "color" in entry)
-    return ClassDescription(classes, ignored, ignore_index)
+    return ClassDescription(
+        classes,
+        ignored,
+        ignore_index,
+        _read_distance(path, content.get("ground_sampling_distance_m")),
+        _read_conversion(path, content.get("converted_from")),
+    )
+
+
+def _read_distance(path: Path, value: object) -> float | None:
+    """Check the ground sampling distance in a classes.json."""
+    if value is None:
+        return None
+    if not _is_real(value) or not 0 < value <= LARGEST_DISTANCE_M:
+        raise UserValueError(
+            f"{path} gives the ground_sampling_distance_m {_short(value)}; expected the size of a pixel in metres, "
+            "above 0, such as 0.3."
+        )
+    return float(value)
+
+
+def _read_conversion(path: Path, value: object) -> ImageRule | None:
+    """Check the bands and the scale in a classes.json, and return them as a rule."""
+    if value is None:
+        return None
+    bands, scale = (value.get(key) if isinstance(value, dict) else None for key in ("bands", "scale"))
+    num_bands = 3 if bands is None else len(bands) if isinstance(bands, list) else 0
+    fits = (bands, scale) != (None, None) and num_bands >= 3
+    fits = fits and all(_is_number(band) and 1 <= band <= LARGEST_BAND for band in bands or ())
+    if scale is not None:
+        fits = fits and isinstance(scale, list) and len(scale) in (1, num_bands) and all(map(_is_interval, scale))
+    if not fits:
+        raise UserValueError(
+            f"{path} gives converted_from {_short(value)}; expected how the images were made from raw files: the "
+            'bands, and the values that became 0 and 255: {"bands": [4, 3, 2], "scale": [[0, 3000]]}.'
+        )
+    return ImageRule(bands and tuple(bands), scale and tuple((float(low), float(high)) for low, high in scale))
 
 
 def _read_json(path: Path) -> object:
@@ -129,6 +177,17 @@ def _has_name(entry: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)  # for Python, true is a number
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_interval(value: object) -> bool:
+    """Return whether a value is a list of two finite numbers, the lower one first."""
+    if not isinstance(value, list) or len(value) != 2 or not all(map(_is_real, value)):
+        return False
+    return -LARGEST_VALUE <= value[0] < value[1] <= LARGEST_VALUE
 
 
 def _short(value: object) -> str:
@@ -162,6 +221,7 @@ class Listing:
         label_rule: Rule for label values, unless the options have one.
         root: Folder that the names in lists are relative to; "" for rows of a data set.
         findings: Warnings about the files.
+        is_tiled: The images are tiles that the QGIS plugin Deepness exported, and may overlap.
     """
 
     sets: dict[str, Samples]
@@ -170,6 +230,7 @@ class Listing:
     label_rule: LabelRule = LabelRule()
     root: str = ""
     findings: Sequence[Finding] = ()
+    is_tiled: bool = False
 
     def with_rules(self, **rules) -> "Listing":
         """Return the same listing, with other rules (`image_rule` and `label_rule`) to read the samples."""
@@ -214,14 +275,30 @@ def _list_folder(options: DataOptions) -> Listing:
     rule = LabelRule(ignore_index=description.ignore_index)
     if options.labeled_fraction is None and splits_dir.is_dir():
         sets = {name: _read_set(root, splits_dir, name) for name in SPLITS}
-        return Listing(sets, None, description, rule, str(root))
+        listing = Listing(sets, None, description, rule, str(root))
+        return _tiled(listing, options) if all(map(are_tiles, sets.values())) else listing
     sets = {}
-    pool, findings = _pair_files(root)
+    tiles = find_tiles(root)
+    pool, findings = tiles or _pair_files(root)
     if (splits_dir / SPLIT_FILES["validation"]).exists():
         sets["validation"] = _read_set(root, splits_dir, "validation")
         held_out = set(sets["validation"].names)
         pool = pool.select([place for place, name in enumerate(pool.names) if name not in held_out])
-    return Listing(sets, pool, description, rule, str(root), findings)
+    listing = Listing(sets, pool, description, rule, str(root), findings)
+    return listing if tiles is None else _tiled(listing, options)
+
+
+def _tiled(listing: Listing, options: DataOptions) -> Listing:
+    """Return the listing of an export of Deepness, with the rule of its masks and a warning that says so.
+
+    The rule of the options or of classes.json comes first, if there is one.
+    """
+    message = f"'{listing.root}' is read as an export of the QGIS plugin Deepness."
+    if listing.label_rule == LabelRule() and not options.has_label_rule:
+        listing = replace(listing, label_rule=MASK_RULE)
+        message += " The values 0 and 255 of its masks are the classes 0 and 1. For other values, give `label_map`."
+    finding = Finding(TILES_KIND, message, is_warning=True)
+    return replace(listing, findings=[*listing.findings, finding], is_tiled=True)
 
 
 def _read_set(root: Path, splits_dir: Path, split: str) -> Samples:

@@ -35,13 +35,14 @@ class DataOptions:
         data: Images without a download. "real": the aerial images of Dubai in assets/dubai, with a fixed validation
             set. "drawn": scenes that a training draws into a folder. None: "real", unless `data_dir`, `dataset_name`
             or `dataset` names other images.
-        data_dir: Folder with `images/` and `labels/`, and lists in `splits/` unless the sets are drawn. With
-            `dataset`: a local copy of that benchmark.
+        data_dir: Folder with `images/` and `labels/`, and lists in `splits/` unless the sets are drawn. Or a folder
+            of tiles and masks that the QGIS plugin Deepness exported. With `dataset`: a local copy of that benchmark.
         dataset_name: Data set on the Hub, or a local folder from `save_to_disk` or with parquet files.
         dataset_config: Configuration of `dataset_name`, if it has several.
         dataset_revision: Branch, tag or commit on the Hub.
         dataset: Benchmark of the paper, a key of [`BENCHMARKS`].
-        partition: Labelled share of that benchmark, such as "1_24". None: the smallest share.
+        partition: Labelled share of that benchmark, such as "1_24". "all": every training image is labelled, and
+            there are no unlabelled images. None: the smallest share.
         splits_dir: Folder with labeled.txt, unlabeled.txt and val.txt, or the authors' folder of lists. None:
             `splits/` of `data_dir`; for a benchmark, the lists in the authors' repository.
         image_column, label_column: Columns of `dataset_name`.
@@ -208,6 +209,11 @@ class DataOptions:
         if self.is_real:
             self.data = "real"
             self.labeled_fraction = self.labeled_fraction or REAL_LABELED_FRACTION
+
+    @property
+    def has_label_rule(self) -> bool:
+        """Whether the options say what the values of label files mean."""
+        return self.ignore_index != IGNORE or bool(self.reduce_labels or self.label_map or self.label_colors)
 
     @property
     def is_real(self) -> bool:

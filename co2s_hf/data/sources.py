@@ -11,8 +11,9 @@ import numpy as np
 from ..model.configuration_co2s import Co2SConfig
 from ..utils.errors import UserValueError
 from .block_sets import BlockCut, BlockSets, choose_block_px, draw_block_sets
-from .listings import ClassDescription, Listing, list_samples, read_classes
-from .options import IGNORE, PERCENTILES_SCALE, DataOptions, label_ranges
+from .deepness import TILES_KIND, TileGrid, without_overlap
+from .listings import CLASSES_FILE, ClassDescription, Listing, list_samples, read_classes
+from .options import PERCENTILES_SCALE, DataOptions, label_ranges
 from .reading import ImageRule, LabelRule, open_image
 from .samples import Samples
 from .splits import SPLITS, Line, draw_labeled, draw_validation, hash_labels, hash_lists
@@ -42,10 +43,11 @@ class Source:
         scans: "labeled", "unlabeled" and "validation" -> facts about their files.
         findings: Warnings. Errors are raised by [`open_source`].
         lists: The sets as lists that `splits_dir` can read.
-        read_rule: Rule by which the original image files were read. The samples have the same one, unless they are
-            blocks.
+        read_rule: Rule by which raw image files are read. The samples have the same one, unless they are blocks, or
+            were converted before: see `converted_from` of [`ClassDescription`].
         block_px: Side in pixels of the blocks, if the samples are blocks of the original images. None: they are
             images.
+        ground_sampling_distance_m: Height and width of a pixel on the ground, in metres. None: unknown.
     """
 
     labeled: Samples
@@ -59,6 +61,7 @@ class Source:
     lists: dict[str, list[Line]]
     read_rule: ImageRule
     block_px: int | None = None
+    ground_sampling_distance_m: float | None = None
 
     @property
     def hash(self) -> str:
@@ -108,8 +111,8 @@ def open_source(
         progress: Show a progress bar while files are checked.
         with_hidden_labels: Also check the label maps of unlabelled images, if there are any.
         config: Configuration of the trained model that will read the data. Its bands and scale are used unless
-            `options` has some. Its class names are used if the data has none, and a warning says so. See
-            [`_names_of_model`].
+            `options` has some, or the images were converted already. Its class names are used if the data has none,
+            and a warning says so. See [`_names_of_model`].
         needed: Sets that must not be empty. Only files of these sets are checked.
         with_labels: Check the label maps of labelled and validation images. False: the images are only predicted.
         may_be_empty: Needed sets that may be empty nevertheless.
@@ -126,9 +129,10 @@ def open_source(
     options = replace(options)
     options.fill()
     listing = list_samples(options) if listing is None else listing
-    description = listing.description if options.label_colors is None else read_classes(Path(options.label_colors))
+    facts = listing.description
+    description = facts if options.label_colors is None else read_classes(Path(options.label_colors))
     rules = {
-        "image_rule": image_rule(options, config),
+        "image_rule": _image_rule(options, config, facts.converted_from),
         "label_rule": _label_rule(options, listing.label_rule, description),
     }
     listing = listing.with_rules(**rules)
@@ -147,6 +151,7 @@ def open_source(
         names, doubts = (_count_classes(scans), []) if config is None else _names_of_model(config, sets, scans)
     id2label = dict(enumerate(names))
     required = [name for name in needed if name not in may_be_empty]
+    doubts = [*_left_out(listing, sets), *doubts] if blocks is None else doubts
     findings = [*listing.findings, *doubts, *check(scans, id2label, rules["label_rule"].ignore_index, required)]
     findings = merge_findings(findings)
     if options.dataset is not None:  # the paper's lists are used as they are
@@ -160,8 +165,9 @@ def open_source(
         scans=scans,
         findings=tuple(findings),
         lists={name: _lines_of(sets[name], root) for name in SPLITS},
-        read_rule=sets["labeled"].image_rule if blocks is None else blocks.read_rule,
+        read_rule=facts.converted_from or (sets["labeled"].image_rule if blocks is None else blocks.read_rule),
         block_px=None if blocks is None else blocks.block_px,
+        ground_sampling_distance_m=facts.ground_sampling_distance_m,
     )
 
 
@@ -169,6 +175,13 @@ def _block_sets(
     listing: Listing, options: DataOptions, seed: int, progress: bool, cut: BlockCut | None
 ) -> BlockSets | None:
     """Return the sets if they are drawn in blocks."""
+    if cut is not None and listing.is_tiled:
+        if cut.block_px is not None:
+            raise UserValueError(
+                f"`block_px` is {cut.block_px}, but '{listing.root}' has tiles of Deepness, which may overlap. Their "
+                "sets are drawn in blocks of neighbouring tiles. Leave `block_px` out."
+            )
+        return None
     block_px = None if cut is None else choose_block_px(cut, listing.pool, listing.sets, options)
     if block_px is None:
         return None
@@ -181,7 +194,7 @@ def _sets_of_images(
     """Return the sets of whole images. Missing sets are drawn; they are empty if nothing can be drawn."""
     sets = listing.sets
     if listing.pool is not None:
-        sets = _draw(listing.pool, listing.root, sets, options, seed, progress)
+        sets = _draw(listing, options, seed, progress)
     sets = {name: sets.get(name, Samples.of_files([], [], **rules)) for name in SPLITS}
     if options.scale == PERCENTILES_SCALE:
         rule = (sets["labeled"] + sets["unlabeled"]).percentile_rule()
@@ -200,9 +213,27 @@ def image_rule(options: DataOptions, config: Co2SConfig | None = None) -> ImageR
     return replace(rule, scale=None) if options.scale == PERCENTILES_SCALE else rule
 
 
+def _image_rule(options: DataOptions, config: Co2SConfig | None, converted: ImageRule | None) -> ImageRule:
+    """Return the rule for the images of a source. Images that were converted already are read without a rule.
+
+    Raises:
+        UserValueError: The images were converted already, and the options have bands or a scale.
+    """
+    if converted is None:
+        return image_rule(options, config)
+    for name in ("bands", "scale"):
+        if getattr(options, name) is not None:
+            raise UserValueError(
+                f"`{name}` is {getattr(options, name)}, but {options.dataset_name or options.folder} has images that "
+                f"were converted to RGB already, says {CLASSES_FILE}. Leave `{name}` out. A model that is trained on "
+                "these images reads raw files by the bands and the scale of that conversion."
+            )
+    return ImageRule()
+
+
 def _label_rule(options: DataOptions, default: LabelRule, description: ClassDescription) -> LabelRule:
     """Return the rule for label values: that of the options, or that of the source if the options have none."""
-    if options.ignore_index == IGNORE and not (options.reduce_labels or options.label_map or options.label_colors):
+    if not options.has_label_rule:
         return default
     colors = None
     if options.label_colors is not None:
@@ -245,39 +276,50 @@ def _scan(
     }
 
 
-def _draw(
-    pool: Samples, root: str, settled: dict[str, Samples], options: DataOptions, seed: int, progress: bool
-) -> dict[str, Samples]:
-    """Draw the missing sets from a pool.
+def _draw(listing: Listing, options: DataOptions, seed: int, progress: bool) -> dict[str, Samples]:
+    """Draw the missing sets from the pool of a listing.
 
-    Samples without a label map become unlabelled images. They are dropped if their group is in the validation set.
+    Samples without a label map become unlabelled images. They are dropped if their group is in the validation set, and
+    if they are tiles that overlap a validation tile.
 
     Args:
-        pool: All samples to draw from.
-        root: Folder that group names are relative to.
-        settled: Sets that already exist.
+        listing: The pool, and the sets that already exist.
         options: Options of the data.
         seed: Seed of the draw.
         progress: Show a progress bar while label maps are read.
     """
+    pool, settled = listing.pool, listing.sets
+    if listing.is_tiled and "validation" in settled:
+        pool = without_overlap(pool, settled["validation"])
     labels = scan_labels(pool, progress)
     known = [place for place, facts in enumerate(labels) if facts is not None]
     without = [place for place, facts in enumerate(labels) if facts is None]
     classes = [labels[place].classes for place in known]
     sets = dict(settled)
     if "validation" not in sets and known:
-        groups = _groups(pool, root, options.group_regex)
+        grid = TileGrid(pool) if listing.is_tiled else None
+        if grid is None or options.group_regex is not None:
+            groups = _groups(pool, listing.root, options.group_regex)
+        else:
+            groups = grid.blocks(options.validation_fraction)
         known_groups = [groups[place] for place in known]
-        held_out, others = draw_validation(classes, known_groups, options.validation_fraction, seed)
+        overlapping = None if grid is None else grid.overlapping_among(known)
+        fraction = options.validation_fraction
+        held_out, others = draw_validation(classes, known_groups, fraction, seed, overlapping=overlapping)
         sets["validation"] = pool.select([known[place] for place in held_out])
         taken = {known_groups[place] for place in held_out}
         without = [place for place in without if groups[place] not in taken]
+        if grid is not None:
+            lost = {other for place in held_out for other in grid.overlapping(known[place])}
+            without = [place for place in without if place not in lost]
         known, classes = [known[place] for place in others], [classes[place] for place in others]
     if not known:
+        remedy = "Add label maps: files of the same name in labels/, or cells of the label column."
+        if listing.is_tiled:
+            remedy = "Tiles that overlap validation tiles cannot be used. Export a larger area, or with less overlap."
         raise UserValueError(
             f"Of {len(pool)} images, {len(pool) - labels.count(None)} have a label map: too few to train and to "
-            "validate. "
-            "Add label maps: files of the same name in labels/, or cells of the label column."
+            f"validate. {remedy}"
         )
     fraction = 1.0 if options.labeled_fraction is None else options.labeled_fraction
     labeled, others = draw_labeled(classes, fraction, seed)
@@ -285,6 +327,17 @@ def _draw(
     sets["labeled"] = pool.select([known[place] for place in labeled])
     sets["unlabeled"] = sets["unlabeled"] + unlabeled if "unlabeled" in sets else unlabeled
     return sets
+
+
+def _left_out(listing: Listing, sets: dict[str, Samples]) -> list[Finding]:
+    """Return a warning if tiles of a pool are in no set."""
+    number = sum(map(len, listing.sets.values())) - sum(map(len, sets.values()))
+    number += 0 if listing.pool is None else len(listing.pool)
+    if not listing.is_tiled or not number:
+        return []
+    found = "1 tile is in no set: it overlaps" if number == 1 else f"{number} tiles are in no set: they overlap"
+    message = f"{found} validation tiles."
+    return [Finding(TILES_KIND, message, is_warning=True)]
 
 
 def _groups(pool: Samples, root: str, regex: str | None) -> list[str]:

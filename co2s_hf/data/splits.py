@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 
 from ..utils.errors import UserFileNotFoundError, UserValueError
@@ -133,6 +133,7 @@ def draw_validation(
     fraction: float,
     seed: int,
     order: Sequence[int] | None = None,
+    overlapping: Callable[[int], Iterable[int]] | None = None,
 ) -> tuple[list[int], list[int]]:
     """Draw whole groups for validation until they contain enough samples.
 
@@ -145,9 +146,11 @@ def draw_validation(
         fraction: Share of the samples to draw, above 0 and up to 1.
         seed: Seed of the draw.
         order: Order in which the groups are drawn, as indices of the groups. None: a random order.
+        overlapping: Function that returns the indices of the samples that show pixels of a sample. Samples that
+            overlap a validation sample are in no set. None: no samples overlap.
 
     Returns:
-        Indices of the validation samples, and indices of the other samples.
+        Indices of the validation samples, and indices of the training samples.
     """
     members: dict[Hashable, list[int]] = {}
     for index, group in enumerate(groups):
@@ -157,20 +160,31 @@ def draw_validation(
         order = random_generator(seed, SPLIT_STREAM, 0).permutation(len(names))
     remaining = Counter(index for present in classes for index in present)
     wanted = max(1, round(fraction * len(classes)))
-    held_out, skipped = [], []
+    held_out, skipped, gone = [], [], set()
+
+    def lost_with(group: Hashable) -> set[int]:
+        found = {index for member in members[group] for index in (overlapping or _itself)(member)}
+        return found.union(members[group]) - gone
+
     for group in (names[place] for place in order):
         if len(held_out) >= wanted:
             break
-        taken = Counter(index for member in members[group] for index in classes[member])
+        lost = lost_with(group)
+        taken = Counter(index for member in lost for index in classes[member])
         if any(taken[index] == remaining[index] for index in taken):
             skipped.append(group)
             continue
         held_out += members[group]
         remaining -= taken
+        gone |= lost
     if not held_out and skipped:
         held_out = members[skipped[0]]
-    chosen = set(held_out)
-    return held_out, [index for index in range(len(classes)) if index not in chosen]
+        gone = lost_with(skipped[0])
+    return held_out, [index for index in range(len(classes)) if index not in gone]
+
+
+def _itself(index: int) -> tuple[int]:
+    return (index,)
 
 
 def draw_labeled(

@@ -12,6 +12,7 @@ VECTOR_SUFFIXES = (".gpkg", ".geojson", ".parquet")
 LABEL_SUFFIXES = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".parquet")  # of polygons that are labels
 IGNORE_CLASS = "ignore"  # name for pixels without a class, in `background` and `class_map`
 WHOLE_AREA = "all"  # `labeled_area` if all rasters were labelled completely
+NOT_RESAMPLED = "none"  # `resample_to`: a scene is read at its own ground sampling distance
 SCORE_DTYPES = ("uint8", "float32")
 
 
@@ -24,8 +25,9 @@ class SceneOptions:
         blend: Weights where windows overlap: "smooth" (lower towards the edges of a window) or "average" (equal, as in
             the paper). [`WindowGrid`] checks the value.
         windows_per_batch: Windows per forward pass.
-        resample_to: Ground sampling distance in metres at which the scene is read. Choose that of the training images.
-            None: that of the scene. The map has the pixels of the scene in both cases.
+        resample_to: Ground sampling distance in metres at which the scene is read. "none": that of the scene. None:
+            that of the training images if the model knows it and the scene differs by more than 10 %, else that of
+            the scene. The map always has the pixels of the scene.
         save_confidence: Also write the confidence of every pixel.
         save_probabilities: Also write the probability of every class.
         score_dtype: Type of confidence and probabilities in the files: "uint8" (0 to 254 for 0 to 1) or "float32".
@@ -42,7 +44,7 @@ class SceneOptions:
     overlap_px: int | None = None
     blend: Literal["smooth", "average"] = "smooth"
     windows_per_batch: int = 4
-    resample_to: float | None = None
+    resample_to: float | Literal["none"] | None = None
     save_confidence: bool = False
     save_probabilities: bool = False
     score_dtype: Literal["uint8", "float32"] = "uint8"
@@ -54,7 +56,10 @@ class SceneOptions:
     def __post_init__(self):
         self.vector = None if self.vector is None else str(self.vector)
         check_ranges(self, {"windows_per_batch": 1, "overlap_px": 0, "min_area_m2": 0, "simplify_m": 0})
-        check_above_zero(self, "resample_to")
+        if isinstance(self.resample_to, str) and self.resample_to != NOT_RESAMPLED:
+            raise UserValueError(f"`resample_to` is '{self.resample_to}'; expected metres above 0, or 'none'.")
+        if self.resample_to != NOT_RESAMPLED:
+            check_above_zero(self, "resample_to")
         for name in ("min_area_m2", "simplify_m"):
             value = getattr(self, name)
             if value and self.vector is None:
@@ -101,6 +106,8 @@ class VectorLabelOptions:
         labeled_area_layer: Layer of `labeled_area`, if it is a GeoPackage with several layers.
         background: Class of pixels in the labelled area that no feature covers. "ignore": they have no class. None:
             "background" if `labeled_area` is given; else the features must cover the rasters.
+        validation_area: Vector file with polygons of the area that is used for validation. None: it is drawn.
+        validation_area_layer: Layer of `validation_area`, if it is a GeoPackage with several layers.
 
     Raises:
         UserValueError: A value is not allowed, or has no effect.
@@ -116,6 +123,8 @@ class VectorLabelOptions:
     labeled_area: str | None = None
     labeled_area_layer: str | None = None
     background: str | None = None
+    validation_area: str | None = None
+    validation_area_layer: str | None = None
 
     def __post_init__(self):
         self._check_files()
@@ -131,7 +140,9 @@ class VectorLabelOptions:
 
     def _check_files(self):
         """Check the names of the files, and convert paths to text."""
-        self.labeled_area = None if self.labeled_area is None else str(self.labeled_area)
+        for name in ("labeled_area", "validation_area"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else str(value))
         self.vector_labels = [str(path) for path in self.vector_labels or ()] or None
         if self.vector_labels is None:
             given = [f.name for f in fields(self) if getattr(self, f.name) not in (None, False)]
@@ -142,6 +153,7 @@ class VectorLabelOptions:
         for option, files, layer in (
             ("vector_labels", self.vector_labels, "layer"),
             ("labeled_area", area, "labeled_area_layer"),
+            ("validation_area", [self.validation_area] if self.validation_area else [], "validation_area_layer"),
         ):
             suffixes = [Path(path).suffix.lower() for path in files]
             for path, suffix in zip(files, suffixes):
@@ -157,3 +169,28 @@ class VectorLabelOptions:
                     f"`{layer}` is '{getattr(self, layer)}', but no file of `{option}` is a GeoPackage. Leave "
                     f"`{layer}` out: the other formats have one layer."
                 )
+
+
+@dataclass
+class TileOptions:
+    """How large rasters are cut into the tiles of a data set.
+
+    Args:
+        tile_size: Side of a tile in pixels.
+        tile_overlap: Least number of pixels that neighbouring tiles share, less than `tile_size`.
+        block_px: Side in pixels of the blocks in which the sets are drawn, at least `tile_size`. None: four tiles, or
+            fewer if there would be too few blocks with labels.
+        resample_to: Ground sampling distance in metres at which tiles are cut. None: that of the rasters.
+
+    Raises:
+        UserValueError: A value is out of range.
+    """
+
+    tile_size: int = 512
+    tile_overlap: int = 0
+    block_px: int | None = None
+    resample_to: float | None = None
+
+    def __post_init__(self):
+        check_ranges(self, {"tile_size": 1, "tile_overlap": 0, "block_px": 1})
+        check_above_zero(self, "resample_to")

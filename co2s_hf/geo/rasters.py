@@ -12,15 +12,17 @@ import math
 import os
 import stat
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import rasterio
+from affine import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from ..data.bands import RasterBands, Scale, check_bands, resolve_bands
@@ -70,6 +72,8 @@ def open_scene(source: str) -> rasterio.DatasetReader:
         RasterioError: The raster cannot be opened, or is not what its name says.
         UserValueError: The raster, or a file beside it, names other files, or has blocks that are too large.
     """
+    # A scene without a position gets an error of its own, and files beside a scene need none.
+    warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
     if is_local(source):
         mode = os.stat(source).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening it could wait forever
@@ -137,7 +141,7 @@ class SceneRaster:
         num_bands: Number of bands of the file.
 
     Raises:
-        UnreadableScene: The scene cannot be opened, or has no bands or no coordinate system.
+        UnreadableScene: The scene cannot be opened, or has no bands or no position on Earth.
         BandsError: The scene lacks one of `bands`, or has not the bands of the preset.
         UserValueError: `resample_to_m` is given, and the coordinates cannot be converted to metres.
     """
@@ -159,9 +163,9 @@ class SceneRaster:
         self.tags, self.nodata, self.num_bands = raster.tags(), raster.nodata, raster.count
         if crs is None and raster.rpcs is None:
             raise UnreadableScene(
-                f"{self.source} has no coordinate system, so its map would have no position on Earth. Add one (`rio "
-                "edit-info --crs EPSG:32640 --transform ... FILE`), or predict the file as an image without "
-                "georeferencing: `segment_image` (on the command line `images`)."
+                f"{self.source} has no coordinate system, so its position on Earth is unknown. Add one (`rio "
+                "edit-info --crs EPSG:32640 --transform ... FILE`). To predict it as an image without georeferencing: "
+                "`segment_image` (on the command line `images`)."
             )
         self._check_transform()
         self._found = RasterBands.of(raster, self._sample_bands)
@@ -179,10 +183,30 @@ class SceneRaster:
         self.dtype = np.result_type(*{raster.dtypes[number - 1] for number in self.bands})
         self.read_grid = self.grid
         if resample_to_m is not None:
-            ground = self.grid.on_ground()
-            ground.check_corners()
-            sizes = zip((self.grid.height, self.grid.width), ground.pixel_size_m())
-            self.read_grid = self.grid.resized(*(max(1, round(n * size / resample_to_m)) for n, size in sizes))
+            self.resample(resample_to_m)
+
+    def resample(self, distance_m: float):
+        """Read at another ground sampling distance from now on.
+
+        Args:
+            distance_m: Height and width of the central pixel on the ground, in metres.
+
+        Raises:
+            UserValueError: The coordinates cannot be converted to metres.
+        """
+        sizes = zip((self.grid.height, self.grid.width), self.pixel_size_m())
+        self.read_grid = self.grid.resized(*(max(1, round(n * size / distance_m)) for n, size in sizes))
+
+    def pixel_size_m(self) -> tuple[float, float]:
+        """Return the height and the width on the ground of the central pixel of the scene, in metres.
+
+        Raises:
+            UserValueError: The coordinates cannot be converted to metres, or the size of this pixel does not hold for
+                all pixels.
+        """
+        ground = self.grid.on_ground()
+        ground.check_corners()
+        return ground.pixel_size_m()
 
     def _check_kind(self, raster: rasterio.DatasetReader):
         """Refuse rasters without bands, and rasters with values that are not intensities."""
@@ -201,8 +225,14 @@ class SceneRaster:
             )
 
     def _check_transform(self):
-        """Refuse a transform that gives all pixels of a row, or all pixels, one place."""
+        """Refuse a scene without a transform, and a transform that gives all pixels of a row one place."""
         transform = self.grid.transform
+        if transform == Affine.identity() and not self.grid.gcps and self.grid.rpcs is None:
+            raise UnreadableScene(
+                f"{self.source} has a coordinate system, but no transform, control points or RPCs, so its position on "
+                "Earth is unknown. Add a transform (`rio edit-info --transform ... FILE`). To predict it as an image "
+                "without georeferencing: `segment_image` (on the command line `images`)."
+            )
         if not (math.isfinite(sum(transform)) and transform.determinant):
             raise UnreadableScene(
                 f"{self.source} has the transform {tuple(transform)[:6]}, which gives its pixels no area on Earth. "
@@ -218,20 +248,27 @@ class SceneRaster:
         """Check that the bands can become 8-bit RGB with the scale."""
         check_bands(self._found, self.source, self._chosen, self._scale, self._preset, advise_percentiles=True)
 
-    def image_rule(self) -> ImageRule:
+    def image_rule(self, others: Sequence["SceneRaster"] = ()) -> ImageRule:
         """Return the rule that converts the bands to 8-bit RGB.
 
         Percentiles are those of a sample of the pixels. If no pixel is valid, there is nothing to scale, and the range
         is 0 to 255.
 
+        Args:
+            others: Rasters that get the same rule. They were opened with the same `bands` and `scale`.
+
         Raises:
             BandsError: The bands and the scale do not give 8-bit RGB. The message names those to choose.
             UserValueError: A band has no percentiles.
         """
-        self._check_bands()
+        for raster in (self, *others):
+            raster._check_bands()
         scale = self._scale
         if scale == "percentiles":
             values = self._values_for_percentiles()
+            if others:
+                thinned = [raster._values_for_percentiles()[:, :: 1 + len(others)] for raster in others]
+                values = np.concatenate([values[:, :: 1 + len(others)], *thinned], axis=1)
             try:
                 scale = percentile_ranges(values) if values.size else ((0, 255),)
             except ValueError as error:
@@ -344,8 +381,8 @@ class SceneRaster:
             raise UnreadableScene(str(error)) from error
         except (RasterioError, CPLE_BaseError) as error:
             raise UnreadableScene(
-                f"{self.source} cannot be read: {error.__cause__ or error}. Expected a complete raster file that GDAL "
-                "opens. Check the path, or copy the file again."
+                f"{self.source} cannot be read: {str(error.__cause__ or error).rstrip('.')}. Expected a complete "
+                "raster file that GDAL opens. Check the path, or copy the file again."
             ) from error
 
     def close(self):

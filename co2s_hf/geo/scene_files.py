@@ -60,6 +60,18 @@ def find_scenes(words: list[str]) -> dict[str, Path]:
         UserValueError: Two scenes would have maps of the same name, or a mosaic (VRT) in a folder names rasters
             outside this folder, or a name cannot be decoded.
     """
+    scenes = search_scenes(words)
+    names: dict[Path, str] = {}
+    for scene, name in scenes.items():
+        if names.setdefault(name, scene) != scene:
+            raise UserValueError(
+                f"'{scene}' and '{names[name]}' would have the same map, {name}.tif. Segment them in separate runs."
+            )
+    return scenes
+
+
+def search_scenes(words: list[str]) -> dict[str, Path]:
+    """Find scenes as [`find_scenes`] does. Scenes from several words may have the same name."""
     scenes: dict[str, Path] = {}
     for word in words:
         path = Path(word)
@@ -87,12 +99,6 @@ def find_scenes(words: list[str]) -> dict[str, Path]:
             )
         scenes |= found
     check_decoded(scenes)
-    names: dict[Path, str] = {}
-    for scene, name in scenes.items():
-        if names.setdefault(name, scene) != scene:
-            raise UserValueError(
-                f"'{scene}' and '{names[name]}' would have the same map, {name}.tif. Segment them in separate runs."
-            )
     return scenes
 
 

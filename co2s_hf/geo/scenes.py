@@ -26,6 +26,7 @@ try:
     from .georeferencing import GeoGrid
     from .maps import NODATA, quantized
     from .rasters import GDAL_OPTIONS, SceneRaster, UnreadableScene
+    from .resolution import describe_difference, resample, trained_distance_m
     from .scene_identity import SceneIdentity, failures_remembered
     from .scene_outputs import (
         SceneMap,
@@ -94,8 +95,8 @@ def segment_scene(
         model: Model in evaluation mode, on its device. Its configuration contains the fusion of the students. For
             bfloat16 as in `co2s predict --mixed_precision bf16`, call this function within
             `torch.autocast(model.device.type, torch.bfloat16)`: the weights and the fusion stay in float32.
-        image_processor: Image processor of the model. Its resizing is not applied; see `resample_to` of
-            [`SceneOptions`].
+        image_processor: Image processor of the model. Its resizing is not applied. Instead, a scene is read at the
+            ground sampling distance of the training images; see `resample_to` of [`SceneOptions`].
         source: Path or address that GDAL opens: a file, a mosaic (VRT), https://, s3://, /vsizip/...
         destination: GeoTIFF to write: the label map, uint8, with 255 for pixels without data. Also written are
             NAME.png, a quick-look; NAME.tif.aux.xml, the class names; and, with `save_confidence` and
@@ -157,8 +158,9 @@ def prepared_prediction(
     scale = resolve_bands(bands, scale)[1] or trained.scale
     with (
         rasterio.Env(**GDAL_OPTIONS),
-        SceneRaster(source, bands or trained.bands, options.resample_to, scale) as scene,
+        SceneRaster(source, bands or trained.bands, scale=scale) as scene,
     ):
+        resample(scene, options.resample_to, trained_distance_m(model))
         identity = SceneIdentity.of(scene)
         with failures_remembered(source):
             rule = scene.image_rule()
@@ -199,6 +201,8 @@ def _map_scene(
         _warn_of_other_rounding(rows)
         if show_progress:
             tqdm.write(prediction.summary())
+        elif prediction.scene.read_grid is not prediction.scene.grid and prediction.options.resample_to is None:
+            logger.warning(prediction.summary())  # the caller has not asked for this
         prediction.run(rows, show_progress)
         result = outputs.write(paths)
     rows.remove()
@@ -244,11 +248,14 @@ class ScenePrediction:
     def summary(self) -> str:
         """Return one line about the scene: name, size, bands, ground sampling distance, windows."""
         scene, (height, width) = self.scene, self.grid.window
-        bands = ", ".join(map(str, scene.bands))
-        parts = [f"{_size(scene.grid)}, bands {bands} of {scene.num_bands} ({scene.dtype})"]
+        bands = f"band{'s' * (len(scene.bands) > 1)} {', '.join(map(str, scene.bands))}"
+        parts = [f"{_size(scene.grid)}, {bands} of {scene.num_bands} ({scene.dtype})"]
         if scene.read_grid is not scene.grid:
             parts.append(f"read as {_size(scene.read_grid)}")
-        parts.append(f"{len(self.grid.tops) * len(self.grid.lefts)} windows of {width} x {height} pixels")
+        note = describe_difference(scene, self.options.resample_to, trained_distance_m(self.model))
+        parts += [] if note is None else [note]
+        count = len(self.grid.tops) * len(self.grid.lefts)
+        parts.append(f"{count} window{'s' * (count > 1)} of {width} x {height} pixels")
         return f"{scene_name(scene.source)}: {'; '.join(parts)}."
 
     def planes(self) -> dict[str, str]:
@@ -367,7 +374,8 @@ def _size(grid: GeoGrid) -> str:
         down, across = grid.on_ground().pixel_size_m()
     except UserValueError:
         return size
-    return f"{size} of {across:.3g} m" + (f" x {down:.3g} m" if f"{across:.3g}" != f"{down:.3g}" else "")
+    across, down = (f"{float(f'{side:.3g}'):.15g} m" for side in (across, down))  # 3000 m, not 3e+03 m
+    return f"{size} of {across}" + (f" x {down}" if across != down else "")
 
 
 def _warn_of_other_rounding(planes: ResumableRaster):

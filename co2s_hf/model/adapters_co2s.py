@@ -32,7 +32,9 @@ PEFT_CONFIG_FILE, PEFT_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safe
 # prepared.
 ADAPTER_FIELDS = ("id2label", "label2id", "palette", "class_concepts", "text_encoder")
 ADAPTER_FIELDS += ("fusion", "clip_temperature", "dinov3_temperature", "crop_size", "image_bands", "image_scale")
-FIELDS_ADDED_LATER = {"clip_temperature": 1.0, "dinov3_temperature": 1.0}  # adapters of earlier versions have none
+ADAPTER_FIELDS += ("ground_sampling_distance_m",)
+# Adapters of earlier versions have none of these.
+FIELDS_ADDED_LATER = {"clip_temperature": 1.0, "dinov3_temperature": 1.0, "ground_sampling_distance_m": None}
 # Sizes that must be the same in the base of an adapter and in the model that loads it.
 BACKBONE_SIZES = ("hidden_size", "num_hidden_layers", "patch_size")
 DECODER_SIZES = ("decoder_channels", "decoder_guidance_channels", "decoder_num_layers", "decoder_up_channels")

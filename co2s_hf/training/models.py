@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import find_adapter_config_file
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..data.reading import base_scale
 from ..data.sources import Source
 from ..model.configuration_co2s import SMALL_DECODER, Co2SConfig
 from ..model.image_processing_co2s import Co2SImageProcessor
@@ -221,12 +223,26 @@ def change_classes(model: Co2SForSemanticSegmentation, options: AdaptationOption
 
 
 def _record_inputs(model: Co2SForSemanticSegmentation, options: TrainingOptions, data: Source):
-    """Store crop size, bands and scale in the configuration, for prediction; switch on gradient checkpointing."""
-    rule = data.labeled.image_rule
+    """Store in the configuration how to read files for prediction; switch on gradient checkpointing."""
+    rule = data.read_rule
     model.config.crop_size = options.crop_size
+    model.config.ground_sampling_distance_m = seen_distance_m(options, data)
     model.config.image_bands, model.config.image_scale = rule.bands, rule.scale
     if options.gradient_checkpointing:
         model.activation_checkpointing_enable()
+
+
+def seen_distance_m(options: TrainingOptions, data: Source) -> float | None:
+    """Return the ground sampling distance of the training images as the model sees them, in metres.
+
+    `base_size` makes their pixels larger or smaller. If images of several sizes get several factors, the factor is
+    their median. The random scale is left out: it is 1 for the images that the model predicts later. None: the
+    distance of the data is unknown.
+    """
+    if data.ground_sampling_distance_m is None:
+        return None
+    factors = [base_scale(facts.size, options.base_size) for facts in data.scans["labeled"].images]
+    return data.ground_sampling_distance_m / median(factors)
 
 
 __all__ = [
@@ -236,6 +252,7 @@ __all__ = [
     "open_base",
     "quantization",
     "repeat_released_quirks",
+    "seen_distance_m",
     "tiny_config",
     "tiny_model",
     "train_only",

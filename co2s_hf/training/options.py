@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..data.benchmarks import BENCHMARKS
+from ..data.benchmarks import ALL_LABELS, BENCHMARKS
 from ..data.options import DataOptions
 from ..model.text_guidance_co2s import SHIPPED_BACKBONES
 from ..utils.errors import UserValueError
@@ -323,10 +323,20 @@ class AdaptationOptions(TrainingOptions):
 
 
 def follow_protocol(options: TrainingOptions, data: DataOptions):
-    """If the data is a benchmark of the paper, set options that are None to the values of the paper."""
+    """If the data is a benchmark of the paper, set options that are None to the values of the paper.
+
+    Raises:
+        UserValueError: All images of the benchmark are labelled, and the method needs unlabelled images.
+    """
     if data.dataset is None:
         return
     benchmark = BENCHMARKS[data.dataset]
+    if data.partition == ALL_LABELS and options.method != "supervised":
+        raise UserValueError(
+            f"`partition` is '{ALL_LABELS}' and `method` is '{options.method}'. With all labels there are no "
+            "unlabelled images, which this method needs. Train on the labels alone: `method='supervised'`. Or choose "
+            f"a share: `partition='1_{benchmark.partitions[0]}'`."
+        )
     data.partition = data.partition or f"1_{benchmark.partitions[0]}"
     protocol = {
         "crop_size": benchmark.crop_size,

@@ -21,6 +21,9 @@ from co2s_hf.geo.options import SceneOptions
         (["--data", "real", "--output", "maps"], "--output is for scenes"),
         (["--images", "b.png", "--scale", "percentiles"], "--images needs a scale in numbers: --scale 0 3000"),
         (["a.tif", "--windows_per_batch", "0"], "--windows_per_batch is 0"),
+        (["a.tif", "--resample_to", "0.3m"], "--resample_to: '0.3m' is not a number of metres, such as 0.3, or none"),
+        (["a.tif", "--resample_to", "nan"], "--resample_to is nan; it must be a finite number above 0"),
+        (["--images", "b.png", "--resample_to", "none"], "--resample_to is for scenes"),
     ],
 )
 def test_the_command_refuses_options_that_do_not_fit_the_input(words, message, capsys):
@@ -37,6 +40,11 @@ def test_two_scenes_whose_maps_share_a_file_are_refused_before_the_first_one(tmp
         predict.main(["a.tif", "a_confidence.tif", "--output", "maps", "--save_confidence", "--use_cpu"])
     assert "would both write 'maps/a_confidence.tif'" in f"{error.value.code}{capsys.readouterr().err}"
     assert not (tmp_path / "maps").exists()
+
+
+@pytest.mark.parametrize(("text", "expected"), [("0.3", 0.3), ("none", "none")])
+def test_a_distance_or_none_is_read(text, expected):
+    assert predict.COMMAND.parse(["a.tif", "--resample_to", text])[SceneOptions].resample_to == expected
 
 
 @pytest.mark.parametrize(

@@ -80,10 +80,8 @@ def test_bands_scale_and_label_values_are_applied(tmp_path):
     words += ("--bands", "4,3,2", "--scale", 0, 3000, "--label_map", "7=1,9=0", "--class_names", "field", "bare soil")
     done = run_command("prepare", *words, "--output_dir", tmp_path / "prepared")
     assert done.returncode == 0, done.stderr
-    assert (
-        "from bands (4, 3, 2) with scale ((0.0, 3000.0),). To predict raw files with a model trained on them, give"
-        in done.stdout
-    )
+    written = "from bands (4, 3, 2) with scale ((0.0, 3000.0),). A model that is trained on them reads raw files in"
+    assert written in done.stdout
     again = open_source(DataOptions(dataset_name=str(tmp_path / "prepared")))
     assert again.id2label == {0: "field", 1: "bare soil"}
     rules = {"labeled_fraction": 0.5, "validation_fraction": 0.25, "label_map": {7: 1, 9: 0}}
@@ -382,7 +380,10 @@ def test_wrong_words_write_nothing(words, code, message, scenes_folder, tmp_path
 def test_the_data_must_be_named():
     done = run_command("prepare", "--report", "report.png")
     assert done.returncode == 1
-    assert done.stderr == "error: Name the data to prepare: --data_dir, --dataset_name or --dataset.\n"
+    assert done.stderr == (
+        "error: Name the data to prepare: --data_dir, --dataset_name or --dataset; or rasters, with polygons as "
+        "labels: `co2s prepare ortho.tif`, --vector_labels and --class_column.\n"
+    )
 
 
 def test_broken_data_writes_nothing(tmp_path):

@@ -236,3 +236,28 @@ def test_lora_trains_the_shipped_backbones(stand_ins, scenes_folder, tmp_path):
     assert torch.equal(layer.mlp.up_proj.weight, first.mlp.up_proj.weight)
     difference = (layer.attention.v_proj.weight - first.attention.v_proj.weight).detach()
     assert difference.abs().max() > 0 and torch.linalg.matrix_rank(difference, rtol=1e-3) <= 2
+
+
+def test_with_all_labels_a_benchmark_is_trained_supervised(scenes_folder, tmp_path):
+    """The upper bound of the paper's benchmarks: every training image is labelled."""
+    lists = tmp_path / "splits"
+    lists.mkdir()
+    parts = [(scenes_folder / "splits" / f"{name}labeled.txt").read_text(encoding="utf-8") for name in ("", "un")]
+    text = "".join("".join(parts).splitlines(keepends=True)[:5])
+    (lists / "train.txt").write_text(text, encoding="utf-8")
+    shutil.copy(scenes_folder / "splits" / "val.txt", lists)
+    words = ("train", "--dataset", "loveda", "--partition", "all", "--data_dir", scenes_folder, "--splits_dir", lists)
+    words += ("--from_scratch", "--num_train_epochs", 3, "--crop_size", 32, "--per_device_train_batch_size", 2)
+    words += ("--eval_short_side", 32, "--card_samples", 0, "--use_cpu", "--output_dir", tmp_path / "run")
+    run = run_command(*words)
+    assert run.returncode == 1 and run.stderr == (
+        "error: --partition is 'all' and --method is 'co2s'. With all labels there are no unlabelled images, which "
+        "this method needs. Train on the labels alone: --method supervised. Or choose a share: --partition 1_40.\n"
+    )
+    assert not (tmp_path / "run").exists()
+    run = run_command(*words, "--method", "supervised")
+    assert run.returncode == 0, run.stderr
+    record = json.loads((tmp_path / "run" / "model" / "training.json").read_text(encoding="utf-8"))
+    assert record["data"]["partition"] == "all" and record["arguments"]["max_train_steps"] == 3 * 3
+    assert (record["data"]["num_labeled"], record["data"]["num_unlabeled"]) == (5, 0)
+    assert (tmp_path / "run" / "splits" / "labeled.txt").read_text(encoding="utf-8") == text

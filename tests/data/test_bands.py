@@ -53,6 +53,16 @@ def test_the_values_that_were_chosen_are_named_again(tmp_path):
     assert message_of(ImageRule((4, 3, 2)), path).endswith("there is no band 4. " + RASTERS["two bands"][2])
 
 
+def test_a_scale_for_16_bits_does_not_darken_an_image_of_8_bits(tmp_path):
+    path = make(tmp_path / "eight.tif", 3, "uint8")
+    assert message_of(ImageRule(scale=((0.0, 3000.0),)), path).endswith(
+        "; `scale=((0, 3000),)` is for values above 255. Use `scale=((0, 255),)`."
+    )
+    values = np.asarray(Image.open(path))
+    image = ImageRule(scale=((0.0, 255.0),)).read(StoredFile(str(path)))
+    np.testing.assert_array_equal(np.asarray(image), values)
+
+
 def test_constant_and_empty_bands_have_a_scale_that_can_be_used(tmp_path):
     for values, expected in ((7, "((0, 8),)"), (0, "((0, 1),)")):
         path = write_raster(tmp_path / "flat.tif", np.full((1, 9, 9), values, dtype=np.uint16))

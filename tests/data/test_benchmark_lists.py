@@ -25,8 +25,10 @@ from co2s_hf.utils.errors import UserError
 LISTS = {
     "1_4/labeled.txt": "images/a.png labels/a.png\n",
     "1_4/unlabeled.txt": "images/d.png labels/d.png\nimages/c.png labels/c.png\nimages/e.png labels/e.png\n",
+    "all/labeled.txt": "".join(f"images/{name}.png labels/{name}.png\n" for name in "abcd"),
     "val.txt": "images/f.png labels/f.png\n",
 }
+AT_A_SHARE = {"gid/1_4/labeled.txt", "gid/1_4/unlabeled.txt", "gid/val.txt"}
 
 
 @pytest.fixture
@@ -73,12 +75,16 @@ def test_every_list_of_the_paper_has_its_digests():
         for denominator in facts.partitions
         for split in SPLITS
     }
+    wanted |= {list_name(name, 1, "labeled") for name in BENCHMARKS}
     found = read_digests()
-    assert found.keys() == wanted and len(wanted) == 48
+    assert found.keys() == wanted and len(wanted) == 54
     assert all(re.fullmatch("[0-9a-f]{64}", value) for both in found.values() for value in (both.file, both.lines))
     # sha256sum whdld/val.txt msl/1_4/unlabeled.txt, in the authors' folder
     assert found["whdld/val.txt"].file == "724c557a5c4589a2ac5dd286d3118d7ce93f2f878396d37e6cd943721aea199a"
     assert found["msl/1_4/unlabeled.txt"].file == "2b796f452c958da35f0c42c45c6819c781489164119912835586a8fd00c5f47e"
+    # sha256sum loveda/train.txt mer/all/labeled.txt
+    assert found["loveda/train.txt"].file == "ddbf7197646f2f1327720206ebed3c7fde38b3b04dc57b2c0b063cf568743675"
+    assert found["mer/all/labeled.txt"].file == "a4572159ab0d2ed9a7d0f393a49a9b9e69d9bc28d450302be6cff13651d4b2bc"
 
 
 def test_the_lists_come_from_one_commit():
@@ -91,10 +97,39 @@ def test_intact_lists_are_downloaded_once_and_cached(server, tmp_path):
     lists = load_lists("gid", 4)
     assert lists["labeled"] == [("images/a.png", "labels/a.png")]
     assert lists["unlabeled"] == [(f"images/{name}.png", f"labels/{name}.png") for name in "dce"]
-    assert cached(tmp_path) == {f"gid/{name}": text for name, text in LISTS.items()}
+    assert cached(tmp_path) == {name: LISTS[name.removeprefix("gid/")] for name in AT_A_SHARE}
     assert list_warnings("gid", 4, lists) == []
     server.requests.clear()
     assert load_lists("gid", 4) == lists and not server.requests
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_with_all_labels_there_is_one_list_of_training_images(name):
+    facts = BENCHMARKS[name]
+    assert facts.denominator("all") == 1 and facts.num_labeled(1) == facts.num_training
+    expected = "all/labeled.txt" if name in ("gid", "mer", "msl") else "train.txt"
+    assert [list_name(name, 1, split) for split in ("labeled", "validation")] == [
+        f"{name}/{expected}",
+        f"{name}/val.txt",
+    ]
+
+
+def test_with_all_labels_no_list_of_unlabelled_images_is_read(server, tmp_path):
+    lists = load_lists("gid", 1)
+    assert lists["labeled"] == [(f"images/{name}.png", f"labels/{name}.png") for name in "abcd"]
+    assert lists["unlabeled"] == [] and lists["validation"] == [("images/f.png", "labels/f.png")]
+    assert cached(tmp_path).keys() == {"gid/all/labeled.txt", "gid/val.txt"}
+    assert list_warnings("gid", 1, lists) == []
+    (warning,) = list_warnings("gid", 1, lists | {"labeled": lists["labeled"][1:]})
+    assert warning.startswith("The labeled list of gid at partition all has 3 images; the paper's list has 4.")
+
+
+@pytest.mark.parametrize("name", ["gid", "whdld"])
+def test_with_all_labels_the_lists_of_a_run_are_read(digests, tmp_path, name):
+    """A run writes labeled.txt for every benchmark, and an empty unlabeled.txt."""
+    lists = {"labeled": [("images/a.png", "labels/a.png")], "unlabeled": [], "validation": [("images/f.png", "b.png")]}
+    write_lists(tmp_path / "splits", lists, {})
+    assert load_lists(name, 1, tmp_path / "splits") == lists
 
 
 def test_changed_lists_are_refused_and_not_cached(server, digests, tmp_path):

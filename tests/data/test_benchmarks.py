@@ -46,8 +46,8 @@ def test_set_sizes_are_those_of_the_paper(name, partition, labeled, unlabeled, v
 
 
 def test_partitions_are_read():
-    assert [BENCHMARKS["whdld"].denominator(text) for text in (None, "1_24", "1/8")] == [32, 24, 8]
-    with pytest.raises(UserError, match="`partition` is '1_2'; GID has 1_8, 1_4"):
+    assert [BENCHMARKS["whdld"].denominator(text) for text in (None, "1_24", "1/8", "all")] == [32, 24, 8, 1]
+    with pytest.raises(UserError, match=r"`partition` is '1_2'; GID has 1_8, 1_4, all\."):
         BENCHMARKS["gid"].denominator("1_2")
 
 
@@ -82,7 +82,8 @@ def benchmark_lists(denominator: int) -> dict[str, str]:
     lines = [f"images/{n}.png labels/{n}.png\n" for n in range(10)]
     labeled = 8 // denominator or 1
     parts = {f"1_{denominator}/labeled.txt": lines[:labeled], f"1_{denominator}/unlabeled.txt": lines[labeled:8]}
-    return {name: "".join(part) for name, part in (parts | {"val.txt": lines[8:]}).items()}
+    parts |= {"train.txt": lines[:8], "all/labeled.txt": lines[:8], "val.txt": lines[8:]}
+    return {name: "".join(part) for name, part in parts.items()}
 
 
 @pytest.fixture
@@ -112,6 +113,24 @@ def test_benchmarks_are_read_with_their_rules(name, small_benchmark, local_copy)
     row = np.asarray(data.labeled[0].load_label())[0].tolist()
     assert row == [255, *range(len(facts.classes))]  # the file counts from 0 or from 1
     assert [finding.kind for finding in data.findings] == ["lists unlike the paper's"] * 3  # as long, other names
+
+
+@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+def test_with_all_labels_every_training_image_is_labelled(name, small_benchmark, local_copy):
+    facts, root = small_benchmark(name), local_copy(name)
+    other = root / "splits" / ("train.txt" if name in ("gid", "mer", "msl") else "all/labeled.txt")
+    other.unlink()
+    options = DataOptions(
+        dataset=name, partition="all", data_dir=str(root / facts.folder), splits_dir=str(root / "splits")
+    )
+    data = open_source(options, needed=("labeled", "validation"))
+    assert data.lists == {
+        "labeled": [(f"images/{n}.png", f"labels/{n}.png") for n in range(8)],
+        "unlabeled": [],
+        "validation": [(f"images/{n}.png", f"labels/{n}.png") for n in (8, 9)],
+    }
+    found = [np.asarray(sample.load_image())[0, 0, 0] for sample in data.labeled]
+    assert found == list(range(8))
 
 
 def test_incomplete_copies_are_refused(small_benchmark, local_copy):

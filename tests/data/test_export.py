@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -41,6 +42,22 @@ def test_rules_are_applied_to_the_exported_files(scenes_folder, tmp_path):
     for ours, theirs in zip(source.validation, again.validation):
         assert np.array_equal(np.asarray(ours.load_image()), np.asarray(theirs.load_image()))
         assert np.array_equal(np.asarray(ours.load_label()), np.asarray(theirs.load_label()))
+
+
+def test_the_description_says_how_raw_images_were_read(scenes_folder, tmp_path):
+    source = open_folder(scenes_folder)
+    assert description(source).keys() == {"classes", "ignore_index"}
+    source = open_folder(scenes_folder, bands=(3, 2, 1), scale=((0, 128), (0, 255), (0, 255)))
+    assert description(source).keys() == {"classes", "ignore_index", "converted_from"}
+    source = replace(source, ground_sampling_distance_m=0.3)
+    facts = description(source)
+    assert facts["ground_sampling_distance_m"] == 0.3
+    assert facts["converted_from"] == {"bands": [3, 2, 1], "scale": [[0, 128], [0, 255], [0, 255]]}
+    prepared(source, cache_dir=tmp_path / "cache").save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "classes.json").write_text(json.dumps(facts), encoding="utf-8")
+    again = open_source(DataOptions(dataset_name=str(tmp_path / "saved")))
+    assert np.array_equal(np.asarray(again.labeled[0].load_image()), np.asarray(source.labeled[0].load_image()))
+    assert description(again) == facts  # prepared a second time
 
 
 def test_tiles_cover_the_image_and_overlap():

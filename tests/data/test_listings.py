@@ -9,6 +9,7 @@ from PIL import Image
 
 from co2s_hf.data.listings import ClassDescription, read_classes
 from co2s_hf.data.options import DataOptions
+from co2s_hf.data.reading import ImageRule
 from co2s_hf.data.sources import Source, open_source
 from co2s_hf.data.splits import SPLITS
 from co2s_hf.utils.errors import UserError
@@ -43,6 +44,25 @@ def test_classes_are_read_with_what_belongs_to_them(tmp_path):
     assert ClassDescription().concepts is None
 
 
+def test_facts_about_the_images_are_read(tmp_path):
+    path = tmp_path / "classes.json"
+    facts = '"ground_sampling_distance_m": 2, "converted_from": {"bands": [4, 3, 2], "scale": [[0, 3000]]}, "by": 1'
+    path.write_text(f'{{"classes": [{{"name": "a"}}, {{"name": "b"}}], {facts}}}', encoding="utf-8")
+    found = read_classes(path)
+    assert found.ground_sampling_distance_m == 2 and found.converted_from == ImageRule((4, 3, 2), ((0, 3000),))
+    renamed = found.renamed(["c", "a"])
+    assert renamed.names == ["c", "a"] and renamed.converted_from == found.converted_from
+    assert renamed.ground_sampling_distance_m == 2
+    for text, rule in (
+        ('{"bands": [3, 2, 1]}', ImageRule((3, 2, 1))),
+        ('{"scale": [[0, 9], [1, 9], [2, 9]]}', ImageRule(None, ((0, 9), (1, 9), (2, 9)))),
+    ):
+        path.write_text(f'{{"classes": [], "converted_from": {text}}}', encoding="utf-8")
+        assert read_classes(path).converted_from == rule
+    path.write_text('[{"name": "a"}]', encoding="utf-8")
+    assert (read_classes(path).converted_from, read_classes(path).ground_sampling_distance_m) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -69,6 +89,20 @@ def test_classes_are_read_with_what_belongs_to_them(tmp_path):
         ('{"classes": [{"name": "a"}], "ignore_index": true}', "gives the ignore_index True; expected a number"),
         ('{"classes": [{"name": "a"}], "ignore_index": 1e400}', "gives the ignore_index inf; expected a number"),
         ('{"classes": [{"name": "a"}], "ignore_index": 4294967296}', "gives the ignore_index 4294967296; expected"),
+        ('{"classes": [], "ground_sampling_distance_m": 0}', "the ground_sampling_distance_m 0; expected the size"),
+        ('{"classes": [], "ground_sampling_distance_m": true}', "gives the ground_sampling_distance_m True; expected"),
+        ('{"classes": [], "ground_sampling_distance_m": NaN}', "gives the ground_sampling_distance_m nan; expected"),
+        ('{"classes": [], "ground_sampling_distance_m": 1e400}', "gives the ground_sampling_distance_m inf; expected"),
+        ('{"classes": [], "ground_sampling_distance_m": "1 m"}', "gives the ground_sampling_distance_m 1 m; expected"),
+        ('{"classes": [], "converted_from": {}}', r"gives converted_from {}; expected how the images were made"),
+        ('{"classes": [], "converted_from": [4, 3, 2]}', r"gives converted_from \[4, 3, 2\]; expected"),
+        ('{"classes": [], "converted_from": {"bands": [4, 3]}}', r"from {'bands': \[4, 3\]}; expected"),
+        ('{"classes": [], "converted_from": {"bands": [0, 1, 2]}}', r"from {'bands': \[0, 1, 2\]}; expected"),
+        ('{"classes": [], "converted_from": {"bands": "4,3,2"}}', r"from {'bands': '4,3,2'}; expected"),
+        ('{"classes": [], "converted_from": {"scale": [0, 3000]}}', r"from {'scale': \[0, 3000\]}; expected"),
+        ('{"classes": [], "converted_from": {"scale": [[9, 9]]}}', r"from {'scale': \[\[9, 9\]\]}; expected"),
+        ('{"classes": [], "converted_from": {"scale": [[0, Infinity]]}}', r"converted_from .*inf.*; expected"),
+        ('{"classes": [], "converted_from": {"scale": [[0, 9], [0, 9]]}}', "converted_from .*; expected"),
         ("[" * 100_000, "classes.json cannot be read as JSON: .*recursion"),
         ("[" + "9" * 5000 + "]", "classes.json cannot be read as JSON: Exceeds the limit"),
         (str([{"name": f"c{n}"} for n in range(256)]).replace("'", '"'), "has 256 classes; expected at most 255"),

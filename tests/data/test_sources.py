@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from pathlib import Path
@@ -294,6 +295,25 @@ def test_rules_are_used_for_every_set(folder):
     plain = open_folder(folder, label_map={1: 0, 2: 1, 3: 2, 4: 3, 5: 4, 6: 5})
     assert [a[1].tolist() for a in arrays(data.validation)] == [a[1].tolist() for a in arrays(plain.validation)]
     assert np.array_equal(arrays(data.labeled)[0][0], arrays(plain.labeled)[0][0][..., ::-1])
+
+
+def test_images_that_were_converted_before_are_read_without_a_rule(folder):
+    """Neither the bands of a trained model nor those of the options apply to them."""
+    before = arrays(open_folder(folder).validation)
+    content = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
+    content = {"classes": content} if isinstance(content, list) else content
+    content |= {"converted_from": {"bands": [5, 3, 1], "scale": [[0, 3000]]}, "ground_sampling_distance_m": 0.3}
+    (folder / "classes.json").write_text(json.dumps(content), encoding="utf-8")
+    config = make_config(image_bands=[3, 2, 1], image_scale=[[0, 10]])
+    data = open_source(DataOptions(data_dir=str(folder), class_names=list("abcdef")), config=config)
+    for found, expected in zip(arrays(data.validation), before, strict=True):
+        assert np.array_equal(found[0], expected[0])
+    assert data.read_rule == ImageRule((5, 3, 1), ((0, 3000),)) and data.labeled.image_rule == ImageRule()
+    assert data.ground_sampling_distance_m == 0.3
+    for options in ({"bands": (5, 3, 1)}, {"scale": "percentiles"}):
+        message = rf"`{min(options)}` is .*, but {folder} has images that were converted to RGB already"
+        with pytest.raises(UserError, match=message):
+            open_folder(folder, **options)
 
 
 def test_a_colour_file_names_the_classes(folder, tmp_path):

@@ -33,6 +33,20 @@ def test_validation_has_whole_groups_and_training_keeps_every_class():
         assert any(1 in classes[place] for place in others)
 
 
+def test_samples_that_overlap_validation_samples_are_in_no_set():
+    """A group is skipped if a class would only be left in samples that overlap it."""
+    classes = sets({0}, {0}, {0}, {0}, {1}, {0}, {1})
+    neighbours = [[0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5], [4, 5, 6], [5, 6]]
+    held_out, others = draw_validation(
+        classes, "aabbccd", 0.25, seed=0, order=[0, 1, 2, 3], overlapping=neighbours.__getitem__
+    )
+    assert (held_out, others) == ([0, 1], [3, 4, 5, 6])
+    held_out, others = draw_validation(
+        classes, "aabbccd", 0.4, seed=0, order=[2, 1, 0, 3], overlapping=neighbours.__getitem__
+    )
+    assert (held_out, others) == ([2, 3, 0, 1], [5, 6])
+
+
 def test_validation_is_drawn_even_if_each_image_is_the_last_of_its_class():
     validation, others = draw_validation(sets({0}, {1}), ["a", "b"], 0.5, 0)
     assert len(validation) == 1 and len(others) == 1

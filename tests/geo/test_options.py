@@ -19,6 +19,7 @@ from co2s_hf.utils.errors import UserValueError
             "`simplify_m` is nan; it must be a finite number of at least 0",
         ),
         ({"resample_to": 0.0}, "`resample_to` is 0.0; it must be a finite number above 0"),
+        ({"resample_to": "own"}, "`resample_to` is 'own'; expected metres above 0, or 'none'"),
         ({"score_dtype": "uint16", "save_confidence": True}, "`score_dtype` is 'uint16'; expected uint8 or float32"),
         ({"score_dtype": "float32"}, "`score_dtype` is 'float32', but no scores are written. Add `save_confidence=Tr"),
         ({"vector": "maps/.gpkg"}, "`vector` is 'maps/.gpkg'; expected a file that ends in"),

@@ -6,6 +6,8 @@ import rasterio
 from affine import Affine
 from helpers import PLACE, write_raster
 from hostile import SECRET, mosaic, tiff
+from rasterio.control import GroundControlPoint
+from rasterio.rpc import RPC
 
 from co2s_hf.data.bands import BandsError
 from co2s_hf.geo.rasters import SceneRaster, UnreadableScene
@@ -147,3 +149,35 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.tif")
     with pytest.raises(UserValueError, match=r"a.tif is no file, but a pipe or a device"):
         SceneRaster(str(tmp_path / "a.tif"))
+
+
+def test_a_scene_without_a_position_gives_one_error_and_no_warning_of_rasterio(tmp_path, recwarn):
+    values = np.ones((3, 20, 20), dtype=np.uint8)
+    for name, crs, missing in (("a", PLACE["crs"], "no transform, control points or RPCs"), ("b", None, "no coordi")):
+        path = write_raster(tmp_path / f"{name}.tif", values, **({} if crs is None else {"crs": crs}))
+        recwarn.clear()
+        with pytest.raises(UnreadableScene, match=rf"{name}\.tif has .*{missing}"):
+            SceneRaster(str(path))
+        assert not recwarn.list
+
+
+def test_control_points_or_rpcs_give_a_scene_its_position(tmp_path):
+    values = np.ones((3, 20, 20), dtype=np.uint8)
+    points = [GroundControlPoint(row, col, 500_000 + col, 2_780_000 - row) for row, col in ((0, 0), (0, 20), (20, 0))]
+    write_raster(tmp_path / "points.tif", values, gcps=points, crs=PLACE["crs"])
+    camera = dict.fromkeys(("line_den_coeff", "line_num_coeff", "samp_den_coeff", "samp_num_coeff"), [1.0] * 20)
+    camera |= {f"{name}_off": 1 for name in ("height", "lat", "line", "long", "samp")}
+    camera = RPC(**camera, **{f"{name}_scale": 1 for name in ("height", "lat", "line", "long", "samp")})
+    write_raster(tmp_path / "camera.tif", values, rpcs=camera, crs="EPSG:4326")
+    for name in ("points", "camera"):
+        with SceneRaster(str(tmp_path / f"{name}.tif")) as scene:
+            assert scene.grid.transform == Affine.identity() and scene.grid.height == 20
+
+
+def test_the_reason_of_gdal_ends_with_one_full_stop(tmp_path):
+    """GDAL's own reason may end with a full stop."""
+    path = write_raster(tmp_path / "scene.tif", np.ones((3, 64, 64), dtype=np.uint8), **PLACE)
+    path.write_bytes(path.read_bytes()[:6000])
+    with pytest.raises(UnreadableScene) as error, SceneRaster(str(path)) as scene:
+        scene.read(slice(0, 64), slice(0, 64))
+    assert ". Expected a complete raster file" in str(error.value) and ".." not in str(error.value)

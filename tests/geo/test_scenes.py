@@ -571,6 +571,10 @@ BROKEN = {
         lambda folder: write_raster(folder / "scene.tif", random_image(20, 20), transform=PLACE["transform"]),
         {}, UnreadableScene, r"scene.tif has no coordinate system.*rio edit-info --crs.*`images`",
     ),
+    "no transform": (
+        lambda folder: write_raster(folder / "scene.tif", random_image(20, 20), crs=PLACE["crs"]),
+        {}, UnreadableScene, r"scene.tif has a coordinate system, but no transform, .*rio edit-info --transform",
+    ),
     "four bands": (
         lambda folder: write_raster(folder / "scene.tif", random_image(20, 20, bands=5), **PLACE),
         {},

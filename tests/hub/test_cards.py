@@ -182,6 +182,15 @@ def test_bands_are_named_with_and_without_a_scale(tmp_path):
     assert "made from bands 1, 2, 3 of the files; the (low, high) values [[0, 3000]] became 0 and 255." in text
 
 
+def test_the_ground_sampling_distance_is_named_if_it_is_known(tmp_path):
+    make_model(ground_sampling_distance_m=0.3).save_pretrained(tmp_path)
+    write_card(tmp_path)
+    assert "A pixel of the training images covers 0.3 m on the ground." in card_of(tmp_path).text
+    make_model().save_pretrained(tmp_path)
+    write_card(tmp_path)
+    assert "on the ground" not in card_of(tmp_path).text
+
+
 def test_prediction_of_one_student_is_not_called_fused(tmp_path):
     make_model(fusion="clip").save_pretrained(tmp_path)
     write_card(tmp_path)

@@ -120,26 +120,30 @@ def test_failed_first_adapter_leaves_a_plain_model(adapter_folder, images, tmp_p
     assert not hasattr(model, "peft_config") and model.config.id2label == make_model().config.id2label
 
 
-def test_an_adapter_has_its_own_temperatures(base_folder, tmp_path):
+def test_an_adapter_has_its_own_temperatures_and_distance(base_folder, tmp_path):
     model = Co2SForSemanticSegmentation.from_pretrained(base_folder)
     model.add_adapter(lora_config())
-    model.config.clip_temperature = 1.7
+    model.config.clip_temperature, model.config.ground_sampling_distance_m = 1.7, 0.3
     model.save_pretrained(tmp_path / "adapter")
     model = load(base_folder, tmp_path / "adapter")
     assert (model.config.clip_temperature, model.config.dinov3_temperature) == (1.7, 1.0)
+    assert model.config.ground_sampling_distance_m == 0.3
     model.disable_adapters()
-    assert model.config.clip_temperature == 1.0
+    assert model.config.clip_temperature == 1.0 and model.config.ground_sampling_distance_m is None
 
 
-def test_an_adapter_of_an_earlier_version_has_temperatures_of_1(base_folder, adapter_folder, tmp_path):
+def test_an_adapter_of_an_earlier_version_has_temperatures_of_1_and_no_distance(base_folder, adapter_folder, tmp_path):
     shutil.copytree(adapter_folder, tmp_path / "old")
     path = tmp_path / "old" / "co2s_adapter.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    del content["config"]["clip_temperature"], content["config"]["dinov3_temperature"]
+    for name in ("clip_temperature", "dinov3_temperature", "ground_sampling_distance_m"):
+        del content["config"][name]
     path.write_text(json.dumps(content), encoding="utf-8")
-    base = Co2SForSemanticSegmentation.from_pretrained(base_folder, dinov3_temperature=3.0)
+    own = {"dinov3_temperature": 3.0, "ground_sampling_distance_m": 0.3}
+    base = Co2SForSemanticSegmentation.from_pretrained(base_folder, **own)
     base.load_adapter(tmp_path / "old")
     assert (base.config.clip_temperature, base.config.dinov3_temperature) == (1.0, 1.0)
+    assert base.config.ground_sampling_distance_m is None
 
 
 def test_unknown_names_are_refused(base_folder, adapter_folder):

@@ -1,12 +1,14 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers import make_model, open_folder
 from safetensors.torch import load_file
 
+from co2s_hf.data.reading import ImageRule
 from co2s_hf.model.text_guidance_co2s import encode_class_concepts
-from co2s_hf.training.models import build_model, repeat_released_quirks, tiny_model, train_only
+from co2s_hf.training.models import build_model, repeat_released_quirks, seen_distance_m, tiny_model, train_only
 from co2s_hf.training.options import TrainingOptions
 
 
@@ -102,3 +104,24 @@ def test_lora_updates_the_shipped_backbones(stand_ins, scenes_folder):
     assert trained and all("lora_" in name for name in trained)
     rank = model.clip.encoder.vision_model.encoder.layers[0].self_attn.q_proj.lora_A["default"].weight.shape[0]
     assert rank == 2
+
+
+def test_the_distance_that_the_model_saw_is_that_after_base_size(scenes_folder):
+    """The scenes have 48 x 48 pixels."""
+    data = open_folder(scenes_folder)
+    assert seen_distance_m(filled(), data) is None
+    data = replace(data, ground_sampling_distance_m=0.3)
+    assert seen_distance_m(filled(), data) == 0.3
+    assert seen_distance_m(filled(base_size=[48, 24]), data) == pytest.approx(0.6)
+    assert seen_distance_m(filled(base_size=[96, 96]), data) == pytest.approx(0.15)
+    first, *others = data.scans["labeled"].images
+    images = [replace(first, size=(480, 480)), *others]  # the median of three factors
+    data = replace(data, scans=data.scans | {"labeled": replace(data.scans["labeled"], images=images)})
+    assert seen_distance_m(filled(base_size=[48, 24]), data) == pytest.approx(0.6)
+
+
+def test_the_model_stores_how_raw_images_are_read(scenes_folder):
+    rule = ImageRule((4, 3, 2), ((0.0, 3000.0),))
+    data = replace(open_folder(scenes_folder), ground_sampling_distance_m=0.3, read_rule=rule)
+    config = build_model(filled(from_scratch=True, base_size=[48, 24]), data).config
+    assert ImageRule.of_config(config) == rule and config.ground_sampling_distance_m == pytest.approx(0.6)

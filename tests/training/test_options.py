@@ -101,6 +101,15 @@ def test_benchmarks_bring_their_protocol(name):
     assert shorter.num_train_epochs is None and shorter.crop_size == 64
 
 
+def test_all_labels_of_a_benchmark_go_with_supervised_training():
+    message = r"`partition` is 'all' and `method` is 'co2s'. With all labels there are no unlabelled images"
+    with pytest.raises(ValueError, match=message):
+        follow_protocol(TrainingOptions(), DataOptions(dataset="gid", partition="all"))
+    options, data = TrainingOptions(method="supervised"), DataOptions(dataset="gid", partition="all")
+    follow_protocol(options, data)
+    assert data.partition == "all" and options.num_train_epochs == BENCHMARKS["gid"].num_epochs
+
+
 def test_an_adaptation_needs_its_base():
     with pytest.raises(ValueError, match="Name the model to adapt: `checkpoint='user/name'`"):
         AdaptationOptions()

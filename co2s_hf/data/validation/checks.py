@@ -86,7 +86,7 @@ def check(
             findings += _values(split, scan, id2label, ignore_index)
     findings += _in_two_sets(scans)
     findings += _near_duplicates(scans)
-    findings += _never_labeled(scans["labeled"], id2label)
+    findings += never_labeled(scans["labeled"], id2label)
     return findings
 
 
@@ -341,7 +341,8 @@ def _examples(pairs: list[tuple[ImageFacts, ImageFacts]]) -> str:
     return "; ".join([*shown, "..."] if len(pairs) > NUM_EXAMPLES else shown)
 
 
-def _never_labeled(scan: Scans, id2label: dict[int, str]) -> Iterator[Finding]:
+def never_labeled(scan: Scans, id2label: dict[int, str]) -> Iterator[Finding]:
+    """Find classes that no label map of a set contains."""
     present = {index for facts in scan.labels or () if facts is not None for index in facts.classes}
     for index, name in id2label.items():
         if index not in present and present:
