@@ -98,7 +98,7 @@ class Command:
         Returns:
             Options class -> its instance.
         """
-        words = list(sys.argv[1:] if words is None else words)
+        words = self._explicit_switches(list(sys.argv[1:] if words is None else words))
         parser = self._parser()
         try:
             # The file and the command line are parsed separately. Otherwise a last option of the file that takes
@@ -216,6 +216,16 @@ class Command:
             text = f"unrecognized arguments: {' '.join(unknown)}" + (f"; did you mean --{meant}?" if meant else "")
             raise argparse.ArgumentTypeError(text)
         return vars(found)
+
+    def _explicit_switches(self, words: list[str]) -> list[str]:
+        """Write `--flip scene.tif` as `--flip=true scene.tif`: argparse would take the scene for the flag's value."""
+        if self.positional is None:
+            return words
+        switches = {f"--{name}" for group in self.groups for name in group.flags if _is_switch(group, name)}
+        return [
+            f"{word}=true" if word in switches and not _is_bool(after) and not after.startswith("-") else word
+            for word, after in zip(words, [*words[1:], "--"])
+        ]
 
     def _words_of_config(self, words: list[str]) -> list[str]:
         """Return the options of the file that `--config` names, as words of a command line."""
@@ -361,7 +371,7 @@ def _add_flag(place, name: str, flag: Flag, group: Group):
     """Add one flag to a group of the help; its type comes from the dataclass field."""
     kind, choices, _ = _kind_of(typing.get_type_hints(group.options)[name])
     keywords: dict[str, Any] = {"nargs": "+"} if _takes_many(group, name) else {}
-    if flag.parse is None and kind is bool:
+    if _is_switch(group, name):
         keywords = {"nargs": "?", "const": True, "type": _parse_bool, "metavar": "true|false"}
     elif flag.parse is None:
         keywords |= {"choices": choices, "metavar": f"{{{'|'.join(choices)}}}"} if choices else {"type": kind}
@@ -371,6 +381,10 @@ def _add_flag(place, name: str, flag: Flag, group: Group):
     text = "" if default is False else _text_of(default)
     shown = f"{flag.help} [{text}]" if text else flag.help
     place.add_argument(f"--{name}", help=shown.replace("%", "%%"), **keywords)
+
+
+def _is_switch(group: Group, name: str) -> bool:
+    return group.flags[name].parse is None and _kind_of(typing.get_type_hints(group.options)[name])[0] is bool
 
 
 def _takes_many(group: Group, name: str) -> bool:
@@ -393,8 +407,12 @@ def _default_of(options: type, name: str) -> Any:
     return found.default_factory() if found.default_factory is not MISSING else found.default
 
 
+def _is_bool(text: str) -> bool:
+    return text.lower() in ("true", "false")
+
+
 def _parse_bool(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
+    if not _is_bool(text):
         raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
     return text.lower() == "true"
 

@@ -33,6 +33,7 @@ PILLOW_TYPES = {"I": "int32", "I;16": "uint16", "I;16B": "uint16", "F": "float32
 NEEDS_RASTERIO = "This needs rasterio: pip install 'co2s_hf[scenes]'."
 GDAL_METADATA = 42112  # TIFF tag with descriptions and colours of bands
 DESCRIBED_PX = 256  # an error describes the values of so many rows and columns of a file
+USUAL_LIMITS = (1, 255, 3000, 10000)  # of reflectance as a fraction, 8 bits, and reflectance times 10000
 
 
 def find_images(
@@ -422,9 +423,10 @@ def percentile_ranges(
     ranges = np.nanpercentile(values, percentiles, axis=1).T.tolist()
     for low, high in ranges:
         if not low < high:
+            largest = next((limit for limit in USUAL_LIMITS if np.nanmax(values) <= limit), USUAL_LIMITS[-1])
             raise UserValueError(
-                f"A band holds the value {low} almost everywhere, so percentiles give no range. Choose the values "
-                "that become 0 and 255: `scale=((0, 3000),)`."
+                f"A band holds the value {low:g} almost everywhere, so percentiles give no range. Choose the values "
+                f"that become 0 and 255: `scale=((0, {largest}),)`."
             )
     return tuple((low, high) for low, high in ranges)
 

@@ -218,7 +218,7 @@ def test_switches_need_no_value(words, flip):
     assert parse(*words, "--seed", 1)[1] == Words(flip=flip, seed=1)
 
 
-def test_words_before_the_first_flag_set_the_positional_option(tmp_path, capsys):
+def test_words_before_the_first_flag_set_the_positional_option(tmp_path):
     assert parse("a.tif", "b.tif", "--seed", 1)[1] == Words(files=["a.tif", "b.tif"], seed=1)
     assert parse("--files", "a.tif")[1].files == ["a.tif"]
     # The last option of the file takes several words, but not the first words of the command line.
@@ -226,7 +226,9 @@ def test_words_before_the_first_flag_set_the_positional_option(tmp_path, capsys)
     options, words = parse("a.tif", "--config", tmp_path / "run.yaml")
     assert (options.scale, words.files, words.flip) == (((0.0, 3000.0),), ["a.tif"], True)
     assert parse("--config", tmp_path / "run.yaml")[1].files == ["c.tif"]
-    assert error_of(capsys, "--flip", "a.tif").endswith("argument --flip: 'a.tif' is neither true nor false")
+    # A switch takes no file for its value.
+    assert parse("--flip", "a.tif")[1] == Words(files=["a.tif"], flip=True)
+    assert parse("--flip", "false", "a.tif")[1] == Words(files=["a.tif"], flip=False)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +246,7 @@ def test_words_before_the_first_flag_set_the_positional_option(tmp_path, capsys)
             ("--labeled_fraction", "few"),
             "argument --labeled_fraction: 'few' is not a fraction; write it as 1/8 or 0.125",
         ),
-        (("--flip", "maybe"), "argument --flip: 'maybe' is neither true nor false"),
+        (("--flip=maybe",), "argument --flip: 'maybe' is neither true nor false"),
     ],
 )
 def test_wrong_words_are_errors_that_name_the_flag(words, message, capsys):

@@ -595,7 +595,7 @@ BROKEN = {
     ),
     "no range": (
         lambda folder: write_raster(folder / "scene.tif", np.ones((3, 20, 20), dtype=np.uint16), **PLACE),
-        {"scale": "percentiles"}, UserValueError, r"scene.tif: A band holds the value 1.0 almost everywhere",
+        {"scale": "percentiles"}, UserValueError, r"scene.tif: A band holds the value 1 almost everywhere",
     ),
     "missing": (lambda folder: folder / "scene.tif", {}, UnreadableScene, r"scene.tif cannot be read: .*No such file"),
 }  # fmt: skip
