@@ -33,7 +33,7 @@ EARLY = {
     "finetune": (("--checkpoint", "user/x", "--data_dir", "x"), "co2s_hf.training.models.open_base"),
     "evaluate": ((), "co2s_hf.utils.devices.make_accelerator"),
     "predict": (("scene.tif",), "co2s_hf.geo.scene_files.plan_maps"),
-    "prepare": (("--data_dir", "x", "--report", "x.png"), "co2s_hf.data.sources.open_source"),
+    "prepare": (("--data_dir", "x", "--report", "x.png"), "co2s_hf.data.listings.list_samples"),
     "push": (("--hub_model_id", "user/x"), "co2s_hf.hub.publishing.check_publishable"),
     "convert": (
         ("--clip_checkpoint", "a", "--dinov3_checkpoint", "b", "--dataset", "gid", "--output_dir", "x"),
