@@ -127,8 +127,8 @@ class VectorLabelOptions:
     validation_area_layer: str | None = None
 
     def __post_init__(self):
-        self._check_files()
         check_above_zero(self, "buffer_m")
+        self._check_files()
         if self.class_map is not None and not self.class_map:
             raise UserValueError("`class_map` is empty. Map every value: `class_map={'Haus': 'building'}`.")
         for value, name in (self.class_map or {}).items():
