@@ -25,7 +25,7 @@ from co2s_hf.training.lora import co2s_lora_config
 
 SEED = 18
 FAST = 20  # so many cases are tested by default
-MEMORY = 4 * 2**30  # bytes that a command may ask for
+MEMORY = 12 * 2**30  # bytes above the present use; threads reserve address space, and a machine may have many cores
 LONGEST_MESSAGE = 4000  # characters
 
 IMAGE, LABEL = "data/images/validation_0000.png", "data/labels/validation_0000.png"
