@@ -334,26 +334,6 @@ def open_image(file: StoredFile, expected: str | None = None) -> Iterator[Image.
         raise UserValueError(f"{file} cannot be read as an image: {error}. {REPLACE_FILE}") from error
 
 
-def read_bands(file: StoredFile, bands: tuple[int, ...] | None = None) -> np.ndarray:
-    """Read bands of a raster with rasterio.
-
-    Args:
-        file: The raster.
-        bands: Band numbers from 1. None: all bands.
-
-    Returns:
-        Array (bands, height, width) of the file's type. Pixels without data are NaN in float types, and 0 in others.
-
-    Raises:
-        UserImportError: rasterio is not installed.
-        UserValueError: The file cannot be read, is too large, or lacks one of `bands`.
-    """
-    with open_raster(file, bands) as raster:
-        if bands is not None and max(bands) > raster.count:
-            raise UserValueError(f"{file} has {raster.count} bands and no band {max(bands)}. Change `bands`.")
-        return _filled(raster.read(list(bands) if bands is not None else None, masked=True))
-
-
 def _filled(values: np.ma.MaskedArray) -> np.ndarray:
     return values.filled(np.nan if values.dtype.kind == "f" else 0)
 

@@ -85,7 +85,7 @@ def check_scene(
     *,
     crop_size: int | None = None,
     flip: bool = False,
-    bands: tuple[int, int, int] | None = None,
+    bands: tuple[int, int, int] | str | None = None,
     scale: tuple[float, float] | tuple[tuple[float, float], ...] | str | None = None,
     resume: bool = False,
     speed: Speed | None = None,

@@ -15,11 +15,16 @@ from hostile import SECRET, mosaic, tiff
 from PIL import EpsImagePlugin, Image
 
 from co2s_hf.data import image_files
-from co2s_hf.data.image_files import StoredFile, TooLargeError, open_pillow
-from co2s_hf.data.reading import ImageRule, LabelRule, read_bands
+from co2s_hf.data.image_files import StoredFile, TooLargeError, open_pillow, open_raster
+from co2s_hf.data.reading import ImageRule, LabelRule
 from co2s_hf.data.samples import Samples
 from co2s_hf.data.validation.scan import scan_images, scan_labels
 from co2s_hf.utils.errors import UserValueError
+
+
+def read_bands(file: StoredFile, bands: tuple[int, ...] | None = None) -> np.ndarray:
+    with open_raster(file, bands) as raster:
+        return raster.read(bands)
 
 
 RULES = (ImageRule(), ImageRule(bands=(1, 2, 3), scale=((0, 9000),)), ImageRule(scale=((0, 9000),)), LabelRule())

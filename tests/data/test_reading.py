@@ -13,7 +13,6 @@ from co2s_hf.data.reading import (
     find_images,
     percentile_ranges,
     percentile_scale,
-    read_bands,
 )
 from co2s_hf.utils.errors import UserError, UserValueError
 
@@ -102,7 +101,7 @@ def test_files_that_pillow_can_open_are_described_without_rasterio(tmp_path, mon
 def test_missing_rasterio_is_named(sixteen_bit, monkeypatch):
     monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(ImportError, match=r"field.tif needs rasterio: pip install 'co2s_hf\[scenes\]'"):
-        read_bands(sixteen_bit)
+        ImageRule((4, 3, 2), ((0, 4000),)).read(sixteen_bit)
 
 
 def test_percentiles_are_computed_from_all_files_together(tmp_path):
